@@ -1,0 +1,237 @@
+"""Reading class lists from text, YAML and Python values into `Entry` records that remember where they stand.
+
+Three notations are understood:
+
+* a text file (or a string of several lines): one class a line, `name`, `name: synonym, synonym` or
+  `name, synonym, synonym`; the name itself is a query; `#` starts a comment;
+* a simple YAML file: a list of names, or a mapping `name: synonyms`, alone or under `classes` beside `name`,
+  `background` and `templates`; the name itself is a query;
+* the shipped form: `classes` is a list of mappings `{id, name, synonyms, color}`; there the name is a query only
+  where no synonyms are given, and `variants` replace the synonyms of some classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+
+from ovss_ray.errors import SettingError
+
+MAX_NAME_LENGTH = 200
+"""Characters of a class name or query; anything longer is a file of another kind, not a name."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One class as written: its place (for messages), name, queries and colour (None: choose one)."""
+
+    place: str
+    name: str
+    queries: tuple[str, ...]
+    color: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Everything a vocabulary file says."""
+
+    entries: tuple[Entry, ...]
+    name: str | None = None
+    background: str | None = None
+    templates: Any = None
+    variants: tuple[str, ...] = field(default=())
+
+
+class _Located(str):
+    """A YAML scalar that remembers its line."""
+
+    line: int
+
+
+class _Loader(yaml.BaseLoader):
+    """Keeps every scalar as written (`no` stays "no", `1` stays "1") and refuses repeated keys."""
+
+
+def _construct_scalar(loader: _Loader, node: yaml.ScalarNode) -> _Located:
+    text = _Located(loader.construct_scalar(node))
+    text.line = node.start_mark.line + 1
+    return text
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    mapping: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a key must be a plain name")
+        if key in mapping:
+            raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: '{key}' is given twice; remove one")
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _construct_scalar)
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+for _tag in ("null", "bool", "int", "float", "timestamp", "value", "merge"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct_scalar)
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Parses YAML into lists, mappings and strings that remember their line; raises `SettingError`."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise SettingError(f"{origin} cannot be read as YAML: {reason}") from None
+
+
+def parse_lines(text: str, origin: str) -> ClassList:
+    """Reads one class a line: `name`, `name: synonym, synonym` or `name, synonym, synonym`."""
+    entries = []
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.split(" #")[0].strip()
+        if not line or line.startswith("#"):
+            continue
+        place = f"{origin}, line {number}"
+        head, colon, tail = line.partition(":")
+        if not colon:
+            head, _, tail = line.partition(",")
+        elif "," in head:
+            raise SettingError(f"{place}: write 'name: synonym, synonym' or 'name, synonym, synonym', not both")
+        synonyms = [part for part in tail.split(",") if part.strip()]
+        entries.append(_named_entry(place, head, synonyms))
+    return ClassList(entries=tuple(entries))
+
+
+def parse_value(value: Any, origin: str, variant: str | None = None) -> ClassList:
+    """Reads parsed YAML, or a Python list or mapping, in the simple or in the shipped form."""
+    if isinstance(value, Mapping) and "classes" in value:
+        known = {"name", "background", "templates", "classes", "variants"}
+        described = _classes(value["classes"], origin, _variant_queries(value, origin, variant))
+        _refuse_misspelt_keys(value, known, origin)
+        return ClassList(
+            entries=described,
+            name=_optional_text(value.get("name")),
+            background=_optional_text(value.get("background")),
+            templates=value.get("templates"),
+            variants=tuple(value.get("variants") or ()),
+        )
+    if variant is not None:
+        raise SettingError(f"{origin} has no variants, so variant '{variant}' cannot be chosen")
+    return ClassList(entries=_classes(value, origin, {}))
+
+
+def _classes(value: Any, origin: str, replaced: Mapping[int, tuple[str, ...]]) -> tuple[Entry, ...]:
+    if isinstance(value, Mapping):
+        return tuple(
+            _named_entry(_place(origin, key), str(key), _synonyms(item, _place(origin, key)))
+            for key, item in value.items()
+        )
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise SettingError(f"{origin}: the classes must be a list of names or a mapping name: synonyms")
+    entries = []
+    for index, item in enumerate(value):
+        if isinstance(item, Mapping):
+            entries.append(_described_entry(item, index, origin, replaced.get(index)))
+        elif isinstance(item, str):
+            entries.append(_named_entry(_place(origin, item, index), item, []))
+        else:
+            raise SettingError(f"{origin}, class {index + 1}: {item!r} is not a name")
+    return tuple(entries)
+
+
+def _described_entry(
+    item: Mapping[str, Any], index: int, origin: str, replacement: tuple[str, ...] | None
+) -> Entry:
+    name = item.get("name", "")
+    place = _place(origin, name, index)
+    _refuse_misspelt_keys(item, {"id", "name", "synonyms", "color", "source_id"}, place, strict=True)
+    if "id" in item and str(item["id"]) != str(index):
+        raise SettingError(f"{place}: the id is {item['id']}, but ids run 0, 1, 2, ... in order; it must be {index}")
+    queries = replacement or _synonyms(item.get("synonyms"), place) or (str(name),)
+    cleaned = tuple(_clean(query, place, "query") for query in queries)
+    return Entry(place, _clean(str(name), place, "class name"), cleaned, _color(item.get("color"), place))
+
+
+def _named_entry(place: str, name: str, synonyms: Iterable[str]) -> Entry:
+    clean = _clean(name, place, "class name")
+    others = [_clean(synonym, place, "query") for synonym in synonyms]
+    # The name is a query of its own; a file that repeats it among the synonyms means the same thing.
+    return Entry(place, clean, (clean, *(query for query in others if query != clean)))
+
+
+def _variant_queries(value: Mapping[str, Any], origin: str, variant: str | None) -> dict[int, tuple[str, ...]]:
+    variants = value.get("variants") or {}
+    if variant is None:
+        return {}
+    if variant not in variants:
+        raise SettingError(
+            f"{origin} has no variant '{variant}'{nearest(variant, variants)}; "
+            f"it has {', '.join(variants) or 'none'}"
+        )
+    chosen = variants[variant] or {}
+    return {int(key): tuple(str(query) for query in queries) for key, queries in chosen.items()}
+
+
+def _refuse_misspelt_keys(item: Mapping[str, Any], known: set[str], place: str, strict: bool = False) -> None:
+    """Shipped files carry more fields about the data set than a vocabulary needs, so only near misses are refused."""
+    for key in item:
+        if key not in known and (strict or get_close_matches(str(key), sorted(known), 1, 0.8)):
+            raise SettingError(f"{place}: unknown field '{key}'{nearest(str(key), known)}")
+
+
+def _synonyms(value: Any, place: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        parts = value.split(",") if value not in ("null", "~") else []
+        return tuple(part for part in parts if part.strip())
+    if isinstance(value, Iterable) and not isinstance(value, Mapping):
+        synonyms = tuple(value)
+        if all(isinstance(item, str) for item in synonyms):
+            return synonyms
+    raise SettingError(f"{place}: the synonyms must be a list of strings")
+
+
+def _clean(text: str, place: str, what: str) -> str:
+    clean = " ".join(str(text).split())
+    if not clean:
+        raise SettingError(f"{place}: the {what} is empty; write a name or remove the entry")
+    if len(clean) > MAX_NAME_LENGTH:
+        raise SettingError(
+            f"{place}: the {what} '{clean[:30]}...' has {len(clean)} characters; {MAX_NAME_LENGTH} is the limit"
+        )
+    return clean
+
+
+def _color(value: Any, place: str) -> tuple[int, int, int] | None:
+    if value is None:
+        return None
+    try:
+        red, green, blue = (int(channel) for channel in value)
+    except (TypeError, ValueError):
+        raise SettingError(f"{place}: the color must be three numbers, 0 to 255") from None
+    if not all(0 <= channel <= 255 for channel in (red, green, blue)):
+        raise SettingError(f"{place}: the color must be three numbers, 0 to 255")
+    return red, green, blue
+
+
+def _optional_text(value: Any) -> str | None:
+    return None if value is None or str(value) in ("", "null", "~", "None") else str(value)
+
+
+def _place(origin: str, located: Any, index: int | None = None) -> str:
+    line = getattr(located, "line", None)
+    if line is not None:
+        return f"{origin}, line {line}"
+    return origin if index is None else f"{origin}, class {index + 1}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A tail for an error message: " (did you mean 'voc21'?)", or nothing where no known word is near."""
+    matches = get_close_matches(word, list(known), 1, 0.6)
+    return f" (did you mean '{matches[0]}'?)" if matches else ""

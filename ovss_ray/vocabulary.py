@@ -1,0 +1,330 @@
+"""The classes of a run: names, query strings, prompt templates and the background rule."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+
+from ovss_ray.errors import SettingError
+from ovss_ray.vocabularies.entries import ClassList, Entry, nearest, parse_lines, parse_value, parse_yaml
+
+__all__ = ["Vocabulary", "VocabularyClass", "load_vocabulary", "shipped_vocabularies", "template_sets"]
+
+DEFAULT_TEMPLATES = "imagenet_80"
+MAX_CLASSES = 65535
+"""Class ids are stored as uint16 at most, and 65535 means "no label"."""
+
+_COMBINED_SETS = {"maskclip_85": ("imagenet_80", "maskclip_5")}
+_FILE_ENDINGS = (".txt", ".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class VocabularyClass:
+    """One class: its id in the label maps, its name, the strings put to the text tower, its RGB colour."""
+
+    id: int
+    name: str
+    queries: tuple[str, ...]
+    color: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes of a run in id order (0..C-1), the prompt templates and the background rule.
+
+    `background` is the id of the class that pixels below the confidence threshold fall to; None leaves such pixels
+    unlabelled (`ignore_index`).
+    """
+
+    name: str
+    classes: tuple[VocabularyClass, ...]
+    templates: tuple[str, ...]
+    background: int | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names in id order."""
+        return tuple(item.name for item in self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @cached_property
+    def queries(self) -> tuple[str, ...]:
+        """All query strings, class by class."""
+        return tuple(query for item in self.classes for query in item.queries)
+
+    @cached_property
+    def query_class(self) -> tuple[int, ...]:
+        """The class id of each of `queries`; never decreasing."""
+        return tuple(item.id for item in self.classes for _ in item.queries)
+
+    @property
+    def label_dtype(self) -> str:
+        """The NumPy dtype of a label map: "uint8" or, with more than 255 classes, "uint16"."""
+        return "uint8" if self.num_classes <= 255 else "uint16"
+
+    @property
+    def ignore_index(self) -> int:
+        """The value of a pixel without a label: the largest of `label_dtype`."""
+        return 255 if self.num_classes <= 255 else 65535
+
+    def to_json(self) -> str:
+        """The canonical text: equal vocabularies give equal text."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Vocabulary:
+        """The inverse of `to_json`; raises `SettingError` for any other text."""
+        try:
+            fields = json.loads(text)
+            classes = tuple(
+                VocabularyClass(item["id"], item["name"], tuple(item["queries"]), tuple(item["color"]))
+                for item in fields["classes"]
+            )
+            return cls(fields["name"], classes, tuple(fields["templates"]), fields["background"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingError(f"the stored vocabulary cannot be read: {error!r}") from None
+
+
+Source = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Vocabulary
+
+
+def load_vocabulary(
+    source: Source,
+    *,
+    templates: str | os.PathLike[str] | Sequence[str] | None = None,
+    background: str | int | None = None,
+    variant: str | None = None,
+) -> Vocabulary:
+    """Loads the classes to look for.
+
+    Args:
+        source: "cat,dog,grass", the name of a shipped vocabulary ("voc21", or "voc21:clearclip" for a variant), a path
+            or URI of a .txt or .yaml file, a list of names, a mapping name -> synonyms, or a `Vocabulary`.
+        templates: a set of `template_sets()`, a .txt or .yaml file of templates, or a list of strings with "{}";
+            None takes the vocabulary file's own, or "imagenet_80".
+        background: name or id of the class that pixels below the confidence threshold fall to; None takes the
+            vocabulary file's own rule, or leaves such pixels unlabelled.
+        variant: a named set of synonyms of a shipped vocabulary.
+
+    Raises:
+        SettingError: the source, a class, the templates, the background or the variant cannot be used.
+    """
+    if isinstance(source, Vocabulary):
+        chosen = _load_templates(templates) if templates is not None else source.templates
+        ground = _find_background(background, source.classes, source.name)
+        return replace(source, templates=chosen, background=source.background if ground is None else ground)
+    name, origin, listed, shipped = _read_source(source, variant)
+    if not listed.entries:
+        raise SettingError(f"{origin} names no class; write at least one")
+    if len(listed.entries) > MAX_CLASSES:
+        raise SettingError(f"{origin} names {len(listed.entries)} classes; {MAX_CLASSES} is the limit")
+    if not shipped:
+        _refuse_duplicates(listed.entries)
+    own_background = listed.background if background is None else background
+    rule = _find_background(own_background, listed.entries, origin)
+    wanted = templates if templates is not None else listed.templates
+    return Vocabulary(
+        name=name,
+        classes=_number(listed.entries, rule),
+        templates=_load_templates(DEFAULT_TEMPLATES if wanted is None else wanted),
+        background=rule,
+    )
+
+
+def shipped_vocabularies() -> tuple[str, ...]:
+    """The names of the vocabularies that come with the package."""
+    folder = resources.files("ovss_ray.vocabularies")
+    names = (item.name for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return tuple(sorted(name[: -len(".yaml")] for name in names if name != "templates.yaml"))
+
+
+def template_sets() -> tuple[str, ...]:
+    """The names of the template sets that come with the package."""
+    return tuple(sorted([*_shipped_templates(), *_COMBINED_SETS]))
+
+
+def _read_source(source: Source, variant: str | None) -> tuple[str, str, ClassList, bool]:
+    """Returns the vocabulary's name, how messages call it, what it says and whether it is a shipped one."""
+    if isinstance(source, Mapping | list | tuple):
+        return "custom", "the vocabulary", parse_value(source, "the vocabulary", variant), False
+    text = os.fspath(cast("str | os.PathLike[str]", source)).strip()
+    if not isinstance(text, str) or not text:
+        raise SettingError("the vocabulary is empty; write classes such as 'cat,dog,grass' or give a file")
+    head, colon, tail = text.partition(":")
+    if head in shipped_vocabularies() and (not colon or re.fullmatch(r"\w+", tail)):
+        return _read_shipped(head, tail or variant)
+    if _is_path(source, text):
+        return _read_file(text, variant)
+    return _read_inline(text, variant)
+
+
+def _read_shipped(name: str, variant: str | None) -> tuple[str, str, ClassList, bool]:
+    text = (resources.files("ovss_ray.vocabularies") / f"{name}.yaml").read_text("utf-8")
+    listed = parse_value(parse_yaml(text, name), f"the vocabulary {name}", variant)
+    return f"{name}:{variant}" if variant else name, f"the vocabulary {name}", listed, True
+
+
+def _read_file(path: str, variant: str | None) -> tuple[str, str, ClassList, bool]:
+    text = _read_text(path, "vocabulary file")
+    stem = Path(path.rsplit("/", 1)[-1]).stem
+    if path.lower().endswith((".yaml", ".yml")):
+        listed = parse_value(parse_yaml(text, path), path, variant)
+    elif variant is not None:
+        raise SettingError(f"{path} is a text file, which has no variants; leave out variant '{variant}'")
+    else:
+        listed = parse_lines(text, path)
+    return listed.name or stem, path, listed, False
+
+
+def _read_inline(text: str, variant: str | None) -> tuple[str, str, ClassList, bool]:
+    if variant is not None:
+        raise SettingError(f"variants belong to shipped vocabularies; leave out variant '{variant}'")
+    if "\n" in text:
+        return "custom", "the class list", parse_lines(text, "the class list"), False
+    names = text.split(",")
+    if len(names) == 1:
+        hint = nearest(text.partition(":")[0], shipped_vocabularies())
+        if hint:
+            raise SettingError(
+                f"there is no vocabulary '{text}'{hint}; for one class of that name write '{text},'"
+            )
+    elif not names[-1].strip():
+        names.pop()
+    return "custom", "the class list", parse_value(names, "the class list"), False
+
+
+def _is_path(source: Source, text: str) -> bool:
+    if isinstance(source, os.PathLike) or text.lower().endswith(_FILE_ENDINGS) or "://" in text:
+        return "\n" not in text
+    return "," not in text and "\n" not in text and ("/" in text or Path(text).is_file())
+
+
+def _read_text(path: str, what: str) -> str:
+    try:
+        with fsspec.open(path, "rb") as stream:
+            return cast(bytes, stream.read()).decode("utf-8-sig")
+    except FileNotFoundError:
+        parent = Path(path).parent
+        siblings = [item.name for item in parent.iterdir()] if "://" not in path and parent.is_dir() else []
+        raise SettingError(f"the {what} {path} does not exist{nearest(Path(path).name, siblings)}") from None
+    except UnicodeDecodeError:
+        raise SettingError(f"the {what} {path} is not UTF-8 text; save it as UTF-8") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise SettingError(f"the {what} {path} cannot be read: {error}") from None
+
+
+def _refuse_duplicates(entries: Sequence[Entry]) -> None:
+    names: dict[str, Entry] = {}
+    queries: dict[str, Entry] = {}
+    for entry in entries:
+        earlier = names.setdefault(entry.name.casefold(), entry)
+        if earlier is not entry:
+            raise SettingError(f"{entry.place}: the class '{entry.name}' is given twice{_also(earlier)}; remove one")
+        for query in entry.queries:
+            holder = queries.setdefault(query.casefold(), entry)
+            if holder is not entry:
+                raise SettingError(
+                    f"{entry.place}: '{query}' is a query of both '{holder.name}'{_also(holder)} and '{entry.name}'; "
+                    "remove it from one of them"
+                )
+        if len({query.casefold() for query in entry.queries}) < len(entry.queries):
+            raise SettingError(f"{entry.place}: the class '{entry.name}' repeats a query; remove the repetition")
+
+
+def _also(entry: Entry) -> str:
+    return f" (also {entry.place.rsplit(', ', 1)[-1]})" if ", " in entry.place else ""
+
+
+def _find_background(
+    background: str | int | None, classes: Sequence[Entry] | Sequence[VocabularyClass], origin: str
+) -> int | None:
+    if background is None:
+        return None
+    names = [item.name for item in classes]
+    if isinstance(background, str) and background in names:
+        return names.index(background)
+    if str(background).isdigit() and int(background) < len(names):
+        return int(background)
+    raise SettingError(
+        f"the background '{background}' is neither a class of {origin} nor an id from 0 to {len(names) - 1}"
+        f"{nearest(str(background), names)}"
+    )
+
+
+def _number(entries: Sequence[Entry], background: int | None) -> tuple[VocabularyClass, ...]:
+    """Gives ids and, where the file has none, colours: black for the background, the VOC colours for the others."""
+    classes = []
+    rank = 0
+    for index, entry in enumerate(entries):
+        rank += index != background
+        color = entry.color or ((0, 0, 0) if index == background else voc_color(rank))
+        classes.append(VocabularyClass(index, entry.name, entry.queries, color))
+    return tuple(classes)
+
+
+def voc_color(index: int) -> tuple[int, int, int]:
+    """Colour `index` of the PASCAL VOC colour map (0 is black), RGB 0..255."""
+    channels = [0, 0, 0]
+    for bit in range(7, -1, -1):
+        for channel in range(3):
+            channels[channel] |= (index >> channel & 1) << bit
+        index >>= 3
+    return channels[0], channels[1], channels[2]
+
+
+def _load_templates(source: str | os.PathLike[str] | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(source, str) and source in template_sets():
+        sets = _shipped_templates()
+        return tuple(text for part in _COMBINED_SETS.get(source, (source,)) for text in sets[part])
+    if isinstance(source, list | tuple):
+        origin, templates = "the templates", [str(item) for item in source]
+    else:
+        path = os.fspath(cast("str | os.PathLike[str]", source))
+        if "{}" in path:
+            return _check_templates([path], "the templates")
+        if not path.lower().endswith(_FILE_ENDINGS):
+            known = template_sets()
+            raise SettingError(
+                f"there is no template set '{path}'{nearest(path, known)}; there are {', '.join(known)}, "
+                "or give a .txt or .yaml file"
+            )
+        origin, templates = path, _parse_templates(_read_text(path, "template file"), path)
+    return _check_templates(templates, origin)
+
+
+def _parse_templates(text: str, path: str) -> list[str]:
+    if path.lower().endswith(".txt"):
+        return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    value = parse_yaml(text, path)
+    value = value.get("templates") if isinstance(value, Mapping) else value
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise SettingError(f"{path} must hold a list of templates such as 'a photo of a {{}}.'")
+    return [str(item) for item in value]
+
+
+def _check_templates(templates: Sequence[str], origin: str) -> tuple[str, ...]:
+    if not templates:
+        raise SettingError(f"{origin}: there is no template; write at least '{{}}'")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise SettingError(f"{origin}: the template '{template}' must hold '{{}}' exactly once")
+    return tuple(templates)
+
+
+@cache
+def _shipped_templates() -> dict[str, tuple[str, ...]]:
+    text = (resources.files("ovss_ray.vocabularies") / "templates.yaml").read_text("utf-8")
+    sets = parse_yaml(text, "templates.yaml")["sets"]
+    return {name: tuple(str(item) for item in value["templates"]) for name, value in sets.items()}
