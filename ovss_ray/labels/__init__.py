@@ -1,0 +1,22 @@
+"""What comes out of a run: label-map codecs, class statistics, shard files, and reading them back."""
+
+from ovss_ray.labels.codecs import CODECS, decode_label_map, encode_label_map
+from ovss_ray.labels.schema import check_schema, load_contract, load_schema
+from ovss_ray.labels.shard import ImageRow, encode_shard, failed_row, read_shard_metadata, summarise
+from ovss_ray.labels.statistics import SegmentStatistics, segment_statistics
+
+__all__ = [
+    "CODECS",
+    "ImageRow",
+    "SegmentStatistics",
+    "check_schema",
+    "decode_label_map",
+    "encode_label_map",
+    "encode_shard",
+    "failed_row",
+    "load_contract",
+    "load_schema",
+    "read_shard_metadata",
+    "segment_statistics",
+    "summarise",
+]
