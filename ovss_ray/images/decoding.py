@@ -1,0 +1,157 @@
+"""Image files to RGB arrays, by fixed rules: the same bytes give the same pixels on every machine."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from ovss_ray.errors import ImageError
+from ovss_ray.images.formats import sniff_format
+
+# Changes whenever the same bytes give other pixels; part of the fingerprint of a run.
+DECODING_VERSION = 1
+
+DEFAULT_MAX_PIXELS = 100_000_000
+
+# The classes themselves, not Image.open: that one tries every plugin (some start programs), and its guard against
+# huge images is a global of the process.
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+}
+
+_ORIENTATION_TAG = 0x0112
+_BITS_PER_SAMPLE_TAG = 258
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_NOT_OURS = re.compile(r"unsupported|not supported|unknown|cannot handle|not available|unrecogni[sz]ed", re.IGNORECASE)
+
+
+def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Decode one JPEG, PNG, WebP, TIFF, BMP or GIF file; the content decides, not a name.
+
+    The rules, none of which looks at other pixels of the image (nothing is stretched per image):
+
+    * orientation: the EXIF tag is applied, so that the array stands as a viewer shows it;
+    * several frames or pages: the first one;
+    * grey: three equal channels; 1 bit: 0 and 255; palettes: their colours;
+    * alpha and transparent palette entries: laid over white; the colour key of a 16-bit RGB PNG is ignored;
+    * CMYK (JPEG by Adobe's inverted convention, TIFF as stored): 255 - min(255, colour + black); embedded profiles
+      (ICC) are ignored; YCbCr and HSV by their formulas; LAB to sRGB by LittleCMS;
+    * 16 bits a channel: the upper 8 bits (12-bit grey: the upper 8 of the 12); 32-bit integers: clipped to 0..65535,
+      then as 16 bits; floats: 0..1 becomes 0..255, rounded, clipped, NaN is 0.
+
+    Args:
+        data: the whole file.
+        max_pixels: images with more pixels are refused by their header, before memory is taken for them.
+
+    Returns:
+        uint8 [H, W, 3], RGB, contiguous and writable.
+
+    Raises:
+        ImageError: `unsupported` (no image, or of another kind), `corrupt` (damaged or cut off), `too_large`.
+    """
+    if not data:
+        raise ImageError("corrupt", "empty file (0 bytes)")
+    kind = sniff_format(data)
+    plugin = _PLUGINS.get(kind or "")
+    if plugin is None:
+        raise ImageError(*_why_no_image(kind, data))
+    try:
+        with plugin(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError("too_large", f"{width} x {height} pixels, over the limit of {max_pixels} pixels")
+            rgb = _to_rgb(image)
+            # Asked for after the pixels: the TIFF plugin turns the image itself and then drops the tag.
+            upright = _UPRIGHT.get(_orientation(image))
+            return np.array(rgb if upright is None else rgb.transpose(upright))
+    except ImageError:
+        raise
+    except (MemoryError, Image.DecompressionBombError) as error:
+        raise ImageError("too_large", f"the {kind} image does not fit into memory") from error
+    except Exception as error:  # hostile bytes raise anything in Pillow, and none of it may end the run
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if _NOT_OURS.search(reason):
+            raise ImageError("unsupported", f"{kind} of a kind that cannot be read: {reason}") from error
+        raise ImageError("corrupt", f"damaged {kind}: {reason}") from error
+
+
+def _why_no_image(kind: str | None, data: bytes) -> tuple[str, str]:
+    if kind == "HTML page":
+        return "unsupported", "an HTML page, not an image; the server may have answered with a page instead of the file"
+    if kind is not None:
+        return "unsupported", f"{kind}; only {', '.join(_PLUGINS)} are read"
+    if not any(data[:4096]):
+        return "corrupt", f"{len(data)} bytes that begin with zeros only; no image"
+    return "unsupported", f"not an image: begins with {data[:8].hex(' ')}"
+
+
+def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
+    deep_colour = any(";16" in str(tile.args) for tile in image.tile)  # read before load() empties the tiles
+    image.load()
+    if image.mode.startswith("I;16"):
+        return _grey(_upper_bits(np.asarray(image), _bits_per_sample(image)))
+    if image.mode == "I":
+        return _grey(_upper_bits(np.asarray(image), 16))
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image), nan=0.0)
+        return _grey(np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8))
+    if image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        assert converted is not None  # only None when converted in place
+        return converted
+    if image.has_transparency_data and not (image.mode == "RGB" and deep_colour):
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _upper_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    upper: np.ndarray = np.clip(values, 0, (1 << bits) - 1).astype(np.uint32) >> (bits - 8)
+    return upper.astype(np.uint8)
+
+
+def _bits_per_sample(image: Image.Image) -> int:
+    bits: Any = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))
+    return 12 if tuple(bits) == (12,) else 16
+
+
+def _grey(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged metadata beside sound pixels: the image is taken as it is stored
+        return 1
+    return value if isinstance(value, int) else 1

@@ -1,0 +1,72 @@
+"""What a file is by its first bytes; names of files are not to be trusted."""
+
+from __future__ import annotations
+
+import re
+
+# (format, offset, first bytes): what the decoder reads, and what people hand it by mistake.
+_SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
+    ("JPEG", 0, b"\xff\xd8\xff"),
+    ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
+    ("GIF", 0, b"GIF87a"),
+    ("GIF", 0, b"GIF89a"),
+    ("WEBP", 8, b"WEBP"),
+    ("TIFF", 0, b"II*\x00"),
+    ("TIFF", 0, b"MM\x00*"),
+    ("TIFF", 0, b"II+\x00"),
+    ("TIFF", 0, b"MM\x00+"),
+    ("BMP", 0, b"BM"),
+    ("PSD", 0, b"8BPS"),
+    ("EPS", 0, b"%!PS"),
+    ("EPS", 0, b"\xc5\xd0\xd3\xc6"),
+    ("PDF", 0, b"%PDF"),
+    ("AVIF", 4, b"ftypavif"),
+    ("AVIF", 4, b"ftypavis"),
+    ("HEIC", 4, b"ftyphei"),
+    ("HEIC", 4, b"ftyphev"),
+    ("HEIC", 4, b"ftypmif1"),
+    ("MP4 video", 4, b"ftyp"),
+    ("Matroska video", 0, b"\x1aE\xdf\xa3"),
+    ("JPEG 2000", 0, b"\x00\x00\x00\x0cjP  "),
+    ("JPEG 2000", 0, b"\xff\x4f\xff\x51"),
+    ("JPEG XL", 0, b"\xff\x0a"),
+    ("JPEG XL", 0, b"\x00\x00\x00\x0cJXL "),
+    ("OpenEXR", 0, b"\x76\x2f\x31\x01"),
+    ("DDS", 0, b"DDS "),
+    ("ICO", 0, b"\x00\x00\x01\x00"),
+    ("Parquet", 0, b"PAR1"),
+    ("NumPy", 0, b"\x93NUMPY"),
+    ("ZIP archive", 0, b"PK\x03\x04"),
+    ("gzip archive", 0, b"\x1f\x8b"),
+    ("DICOM", 128, b"DICM"),
+    ("tar archive", 257, b"ustar"),
+)
+_HTML = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+_SVG = re.compile(
+    rb"\s*(?:<\?xml.*?\?>\s*)?(?:<!--.*?-->\s*)*(?:<!doctype\s+svg.*?>\s*)?<svg\b", re.IGNORECASE | re.DOTALL
+)
+_PNM = re.compile(rb"P[1-7]\s")
+
+
+def sniff_format(data: bytes) -> str | None:
+    """The format of a file by its content, e.g. "JPEG", "PSD" or "HTML page"; None if it is nothing known."""
+    head = data[:1024]
+    for name, offset, signature in _SIGNATURES:
+        if head.startswith(signature, offset):
+            return name
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    if _HTML.match(head):
+        return "HTML page"
+    if _SVG.match(head):
+        return "SVG"
+    if head.lstrip().startswith(b"<?xml"):
+        return "XML document"
+    if head.lstrip()[:1] in (b"{", b"["):
+        return "JSON document"
+    if _PNM.match(head):
+        return "PNM"
+    return "text file" if _is_text(head) else None
+
+
+def _is_text(head: bytes) -> bool:
+    return all(byte >= 0x20 or byte in b"\t\n\r\f" for byte in head) and b"\x7f" not in head

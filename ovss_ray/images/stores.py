@@ -1,0 +1,182 @@
+"""Which file system holds a URI, and what the errors of the different stores mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import fsspec
+
+from ovss_ray.errors import SettingError
+
+StorageOptions = Mapping[str, Mapping[str, Any]]
+StoreFailure = Literal["not_found", "forbidden", "credentials", "unreachable", "throttled", "other"]
+
+# Protocols that mean the same store, and the extra of this package that brings its driver.
+_FAMILIES: tuple[tuple[tuple[str, ...], str | None], ...] = (
+    (("file", "local"), None),
+    (("http", "https"), None),
+    (("s3", "s3a"), "s3"),
+    (("gs", "gcs"), "gcs"),
+    (("az", "abfs", "abfss"), "azure"),
+)
+_KNOWN = tuple(protocol for names, _ in _FAMILIES for protocol in names)
+
+_CREDENTIAL_ERRORS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "ProfileNotFound",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+    "DefaultCredentialsError",
+    "ClientAuthenticationError",
+}
+_CONNECTION_ERRORS = {
+    "EndpointConnectionError",
+    "ConnectTimeoutError",
+    "ClientConnectorError",
+    "ServiceRequestError",
+    "ConnectionRefusedError",
+}
+
+
+def protocol_of(uri: str) -> str:
+    """The protocol of a URI in lower case; "file" for a plain path."""
+    protocol, mark, _ = uri.partition("://")
+    return protocol.lower() if mark else "file"
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI or path lies on this machine's own file system."""
+    return protocol_of(uri) in ("file", "local")
+
+
+def local_path(uri: str) -> str:
+    """The absolute path of a local URI: `~` is expanded, `file://` is taken off and its %-escapes undone."""
+    if "://" in uri:
+        uri = "/" + unquote(uri.split("://", 1)[1]).partition("/")[2]  # without the host, which is this one
+    return os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111 (pathlib cannot fold "..")
+
+
+def open_store(
+    uri: str | os.PathLike[str], storage_options: StorageOptions | None = None
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Open the file system that holds a URI.
+
+    Args:
+        uri: a local path (relative, `~`, `file://`) or an s3://, gs://, az://, abfs:// or http(s):// address.
+        storage_options: fsspec options by protocol, e.g. `{"s3": {"endpoint_url": "http://minio:9000"}}`; the
+            environment (AWS_PROFILE, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS ...) works without them.
+
+    Returns:
+        The fsspec file system and the path inside it; the path of a local file is absolute.
+
+    Raises:
+        SettingError: an unknown protocol, a driver that is not installed, or options not grouped by protocol.
+    """
+    uri = os.fspath(uri)
+    if not uri:
+        raise SettingError("an empty path was given; name a file, a folder or a URI")
+    options = _options_for(protocol_of(uri), storage_options or {})
+    if is_local(uri):
+        return fsspec.filesystem("file", **options), local_path(uri)
+    driver = _driver(protocol_of(uri))
+    return driver(**{**driver._get_kwargs_from_urls(uri), **options}), str(driver._strip_protocol(uri))
+
+
+def _driver(protocol: str) -> Any:
+    extra = next(extra for names, extra in _FAMILIES if protocol in names)
+    try:
+        return fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        raise SettingError(
+            f"{protocol}:// addresses need a driver that is not installed; "
+            f'install it with: pip install "ovss-ray[{extra}]"'
+        ) from error
+
+
+def _options_for(protocol: str, storage_options: StorageOptions) -> dict[str, Any]:
+    for key, value in storage_options.items():
+        if key not in _KNOWN or not isinstance(value, Mapping):
+            raise SettingError(
+                f"storage_options[{key!r}] is not a group of options for a protocol; "
+                f'write for example {{"s3": {{{key!r}: ...}}}} (protocols: {", ".join(_KNOWN)})'
+            )
+    family = next((names for names, _ in _FAMILIES if protocol in names), None)
+    if family is None:
+        raise SettingError(
+            f"unknown protocol {protocol}://; use a local path or one of " + ", ".join(f"{name}://" for name in _KNOWN)
+        )
+    return {name: value for alias in family for name, value in storage_options.get(alias, {}).items()}
+
+
+def store_failure(error: BaseException) -> StoreFailure:
+    """What an exception of any store means: the stores share neither types nor status codes.
+
+    The innermost cause decides, because fsspec wraps the answer of the server in an exception that says less.
+    """
+    for cause in reversed(list(_causes(error))):
+        failure = _failure_by_status(http_status(cause)) or _failure_by_type(cause)
+        if failure is not None:
+            return failure
+    return "other"
+
+
+def http_status(error: BaseException) -> int | None:
+    """The HTTP status that an exception of aiohttp, botocore, gcsfs or Azure carries, if any."""
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return status if isinstance(status, int) else None
+    for attribute in ("status", "status_code", "code"):  # aiohttp, Azure, gcsfs
+        status = getattr(error, attribute, None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def retry_after(error: BaseException) -> str | None:
+    """The Retry-After header of the answer that an exception stands for, if the server sent one."""
+    for cause in _causes(error):
+        headers = getattr(cause, "headers", None)
+        response = getattr(cause, "response", None)
+        if isinstance(response, Mapping):
+            headers = response.get("ResponseMetadata", {}).get("HTTPHeaders")
+        if isinstance(headers, Mapping):
+            value = headers.get("Retry-After") or headers.get("retry-after")
+            if value is not None:
+                return str(value)
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _failure_by_status(status: int | None) -> StoreFailure | None:
+    if status in (404, 410):
+        return "not_found"
+    if status in (401, 403):
+        return "forbidden"
+    if status in (429, 503):
+        return "throttled"
+    return None
+
+
+def _failure_by_type(error: BaseException) -> StoreFailure | None:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & _CREDENTIAL_ERRORS:
+        return "credentials"
+    if names & _CONNECTION_ERRORS:
+        return "unreachable"
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return "not_found"
+    if isinstance(error, PermissionError):
+        return "forbidden"
+    return None

@@ -1,0 +1,113 @@
+"""Every file below a folder, one at a time: local disks, S3, and the other stores that fsspec knows."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import fsspec
+
+_LOG = logging.getLogger(__name__)
+
+# Names of one local directory that are held and sorted together. Larger directories come in sorted chunks of this
+# size, in the order of the file system: memory stays bounded at 10 million files in one folder.
+SORTED_NAMES = 200_000
+
+Enter = Callable[[str], bool]
+
+
+class StoredFile(NamedTuple):
+    """A file below the folder that is walked; size and etag where the listing gives them for nothing."""
+
+    relative: str
+    size_bytes: int | None = None
+    etag: str | None = None
+
+
+def walk_local(root: str, enter: Enter) -> Iterator[StoredFile]:
+    """Walk a local directory depth-first, sorted like object keys (a folder sorts as its name with a slash).
+
+    Links to directories are followed, except back into a directory that is being walked. Sizes are not asked for: on
+    network file systems a stat per file costs more than the listing itself.
+
+    Args:
+        root: an absolute path.
+        enter: says for a directory, relative to the root, whether to go into it.
+    """
+    top = os.stat(root)  # noqa: PTH116
+    identity = (top.st_dev, top.st_ino)
+    open_directories = {identity}
+    stack = [("", identity, _sorted_entries(root))]
+    while stack:
+        prefix, identity, entries = stack[-1]
+        entry = next(entries, None)
+        if entry is None:
+            stack.pop()
+            open_directories.discard(identity)
+            continue
+        relative = prefix + entry.name
+        if not entry.is_dir():
+            if entry.is_file() or entry.is_symlink():  # a dangling link is kept and becomes a `not_found` row
+                yield StoredFile(relative)
+        elif enter(relative):
+            status = entry.stat()
+            identity = (status.st_dev, status.st_ino)
+            if identity in open_directories:
+                _LOG.warning("%s links back to a directory above it and is not followed", entry.path)
+                continue
+            open_directories.add(identity)
+            stack.append((relative + "/", identity, _sorted_entries(entry.path)))
+
+
+def _sorted_entries(directory: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        while chunk := list(islice(entries, SORTED_NAMES)):
+            yield from sorted(chunk, key=lambda entry: entry.name + "/" if entry.is_dir() else entry.name)
+
+
+def walk_s3(fs: fsspec.AbstractFileSystem, bucket: str, folder: str, prefix: str) -> Iterator[StoredFile]:
+    """List the keys of a bucket page by page (ListObjectsV2); they come sorted and with size and ETag.
+
+    Args:
+        fs: an s3fs file system.
+        folder: what keys are given relative to; "" or ends with a slash.
+        prefix: begins with `folder`; only keys that begin with it are asked for.
+    """
+    position: dict[str, str] = {}
+    while True:
+        page: dict[str, Any] = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **position)
+        for item in page.get("Contents", ()):
+            if not item["Key"].endswith("/"):  # the zero-byte keys that consoles create to show a folder
+                yield StoredFile(item["Key"][len(folder) :], item["Size"], _bare_etag(item.get("ETag")))
+        if not page.get("IsTruncated"):
+            return
+        position = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def walk_store(fs: fsspec.AbstractFileSystem, root: str, enter: Enter) -> Iterator[StoredFile]:
+    """Walk any other store depth-first and sorted, one listing per folder."""
+    stack = [_sorted_infos(fs, root)]
+    while stack:
+        info = next(stack[-1], None)
+        if info is None:
+            stack.pop()
+            continue
+        relative = info["name"][len(root) :].strip("/")
+        if info["type"] != "directory":
+            yield StoredFile(relative, info.get("size"), _bare_etag(info.get("etag") or info.get("ETag")))
+        elif enter(relative):
+            stack.append(_sorted_infos(fs, info["name"].rstrip("/")))
+
+
+def _sorted_infos(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[dict[str, Any]]:
+    infos = fs.ls(folder, detail=True)
+    fs.invalidate_cache(folder)  # or fsspec would keep every listing in memory
+    names = {info["name"].rstrip("/") + ("/" if info["type"] == "directory" else ""): info for info in infos}
+    return (names[name] for name in sorted(names) if name.rstrip("/") != folder)
+
+
+def _bare_etag(etag: object) -> str | None:
+    return str(etag).strip('"') if etag else None
