@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
 
 class OvssError(Exception):
     """An error that is explained in one sentence and needs no traceback: what, which file or field, what to do."""
@@ -66,3 +71,40 @@ class ImageError(Exception):
         super().__init__(reason)
         self.status = status
         self.reason = " ".join(reason.split())[:200]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence: "; did you mean 'x'?" for a likely misspelling, else an empty string."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str]) -> SettingError:
+    """Turn pydantic's report into one sentence about its first error: where, field, value, what is allowed.
+
+    Args:
+        error: what validation raised.
+        source: origin of the values, e.g. a file name; begins the sentence.
+        fields: all valid field names, to suggest the nearest for a misspelt one.
+    """
+    fields = list(fields)
+    report = error.errors(include_url=False)
+    first = report[0]
+    name = ".".join(str(part) for part in first["loc"][:1]) or "job"
+    if first["type"] == "extra_forbidden":
+        hint = nearest(name, fields) or f"; known settings: {', '.join(fields)}"
+        return SettingError(f"{source}: unknown setting {name!r}{hint}")
+    if first["type"] == "missing":
+        return SettingError(f"{source}: setting {name!r} is missing")
+    # A union reports one error per member: what is allowed is any of them.
+    alternatives = dict.fromkeys(_allowed(item["msg"]) for item in report if item["loc"][:1] == first["loc"][:1])
+    return SettingError(f"{source}: {name} = {first['input']!r}: {', or '.join(alternatives)}")
+
+
+def _allowed(message: str) -> str:
+    for prefix in ("Value error, ", "Input "):
+        message = message.removeprefix(prefix)
+    return message.removesuffix(", unable to parse string as an integer").removesuffix(
+        ", unable to parse string as a number"
+    )

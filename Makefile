@@ -1,0 +1,44 @@
+# Everything a fresh machine needs: python3 with venv, make, and a package registry.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types unit format bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## Create the environment (.venv) with the tested set of packages
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install ## Draw scenes, label them, score and show the result: offline, about a minute
+	$(BIN)/ovss-ray demo
+
+test: lint types unit ## Lint, types and the whole test suite
+
+lint: install ## Style: ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## Types: mypy, strict
+	$(BIN)/mypy
+
+unit: install ## The test suite
+	$(BIN)/pytest
+
+format: install ## Rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## Measure, and print ratios (see benchmarks/)
+	$(BIN)/python benchmarks/engine.py
+
+clean: ## Remove the environment and what the demo wrote
+	rm -rf $(VENV) demo-run build dist *.egg-info

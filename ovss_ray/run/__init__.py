@@ -1,0 +1,1 @@
+"""Labelling runs: manifest, run directory, scheduler, driver, worker, progress."""

@@ -1,0 +1,291 @@
+"""The driver: plans or continues a run, and ties the scheduler to the workers. It knows shard ids, never pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from types import FrameType
+from typing import Any
+
+from ovss_ray.errors import OvssError, RunFailedError, RunMismatchError
+from ovss_ray.images.listing import list_images
+from ovss_ray.run.directory import RUN_FILE, RunDirectory
+from ovss_ray.run.engines import open_engine
+from ovss_ray.run.job import FORMAT_VERSION, LabellingJob, ResolvedSpec, resolve, run_record, take_over
+from ovss_ray.run.manifest import Manifest, choose_shard_size, write_manifest
+from ovss_ray.run.pool import Engine, PoolEvent, ShardReported, TextEncoded, WorkerLoaded, WorkerPool
+from ovss_ray.run.progress import Progress, Reporter, SilentReporter
+from ovss_ray.run.scheduler import (
+    Assign,
+    Decision,
+    Event,
+    Scheduler,
+    ShardDone,
+    StartWorker,
+    StopRun,
+    StopWorker,
+    WorkerDied,
+    WorkerFailedToStart,
+    WorkerJoined,
+)
+from ovss_ray.run.summary import RunSummary, summarise_run
+from ovss_ray.run.text import load_text, save_text
+from ovss_ray.segmenters import resolve_dtype
+from ovss_ray.spec import JobSpec
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+FINISH_SHARDS_S = 30.0  # how long shards in flight may still take after the first Ctrl-C
+
+
+class RunInterrupted(OvssError):  # noqa: N818 (not an error of the run)
+    """The run was asked to stop; nothing that was finished is lost."""
+
+    def __init__(self, signum: int, done: int, total: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {done} of {total} shards are finished and kept")
+        self.exit_code = 128 + signum
+
+
+def run_job(spec: JobSpec, *, reporter: Reporter | None = None) -> RunSummary:
+    """Label every image of the job that is not labelled yet, and summarise the run.
+
+    Creates the run directory, or continues the one that is there; returns at once if it is complete.
+
+    Args:
+        spec: the job.
+        reporter: shows the progress; silent by default.
+
+    Raises:
+        SettingError, WeightsError, InputError: before any work starts.
+        RunMismatchError: the run directory belongs to other settings.
+        RunFailedError: the run stopped; what is finished is kept, and the same call continues.
+        RunInterrupted: SIGINT or SIGTERM arrived.
+    """
+    reporter = reporter or SilentReporter()
+    resolved = resolve(spec)
+    directory = RunDirectory(resolved.spec.run, spec.storage_options)
+    record = directory.read_json(RUN_FILE)
+    if record is not None:
+        _check_format(record, directory)
+        resolved, manifest = take_over(resolved, record, run=directory.uri)
+        directory.prepare()
+    else:
+        manifest = _plan(resolved.spec, directory, reporter)
+    done = directory.done_shards()
+    if record is not None and len(done) == manifest.shards:
+        reporter.message(f"{directory.uri} is complete already")
+        return summarise_run(directory, manifest, session=None)
+    engine = open_engine(resolved.spec)
+    try:
+        if record is None:
+            resolved = _with_dtype(resolved, engine)
+            record = _create_record(resolved, manifest, directory)
+        job = _job(resolved, manifest, record, directory, engine)
+        session = _Session(job, directory, engine, reporter, done)
+        with _stop_signals() as stop:
+            session.run(stop)
+    finally:
+        engine.close()
+        directory.sweep()
+    return summarise_run(directory, manifest, session=session.progress)
+
+
+def _check_format(record: dict[str, Any], directory: RunDirectory) -> None:
+    if record.get("format_version") != FORMAT_VERSION:
+        raise RunMismatchError(
+            f"{directory.uri}/{RUN_FILE} has format {record.get('format_version')}, this version of ovss-ray writes "
+            f"{FORMAT_VERSION}; continue it with ovss-ray {record.get('package_version', 'of that time')}"
+        )
+
+
+def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifest:
+    images = list_images(
+        spec.input,
+        extensions=spec.extensions,
+        limit=spec.limit,
+        sample=spec.sample,
+        uri_column=spec.uri_column,
+        storage_options=spec.storage_options,
+    )
+    if spec.shard_size == "auto":
+        shard_size, images = choose_shard_size(images)
+    else:
+        shard_size = spec.shard_size
+        _, images = choose_shard_size(images)  # an input that cannot be read fails before anything is written
+    directory.prepare()
+    if stray := directory.done_shards():
+        raise RunFailedError(
+            f"{directory.uri} holds {len(stray)} shards but no {RUN_FILE}; restore it, or use a new run directory"
+        )
+    manifest = write_manifest(reporter.counting(images), directory, shard_size)
+    log.info("planned %d images in %d shards of %d", manifest.images, manifest.shards, manifest.shard_size)
+    return manifest
+
+
+def _with_dtype(resolved: ResolvedSpec, engine: Engine) -> ResolvedSpec:
+    dtype = resolve_dtype(resolved.spec.dtype, engine.device)
+    return dataclasses.replace(resolved, spec=resolved.spec.model_copy(update={"dtype": dtype}))
+
+
+def _create_record(resolved: ResolvedSpec, manifest: Manifest, directory: RunDirectory) -> dict[str, Any]:
+    record = run_record(resolved, manifest, created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    if not directory.create(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode()):
+        raise RunFailedError(f"another process has just started a run in {directory.uri}; use one directory per run")
+    return record
+
+
+def _job(
+    resolved: ResolvedSpec, manifest: Manifest, record: dict[str, Any], directory: RunDirectory, engine: Engine
+) -> LabellingJob:
+    return LabellingJob(
+        spec=resolved.spec.model_copy(update={"device": engine.device}),
+        vocabulary=resolved.vocabulary,
+        weights_digest=resolved.weights_digest,
+        manifest=manifest,
+        fingerprint=record["fingerprint"],
+        conditional_put=directory.conditional_put,
+    )
+
+
+class _Session:
+    """One start of the driver, from the first worker to the last shard."""
+
+    def __init__(
+        self, job: LabellingJob, directory: RunDirectory, engine: Engine, reporter: Reporter, done: set[int]
+    ) -> None:
+        manifest = job.manifest
+        self._job = job
+        self._directory = directory
+        self._reporter = reporter
+        self._text = load_text(directory, job.vocabulary)
+        self._encoder: str | None = None
+        self._loaded: list[str] = []  # workers that wait for the text
+        self._pool = WorkerPool(engine, job)
+        self._scheduler = Scheduler(
+            (shard for shard in range(manifest.shards) if shard not in done),
+            remaining=manifest.shards - len(done),
+            workers=engine.workers,
+            max_shard_attempts=job.spec.max_shard_attempts,
+        )
+        self.progress = Progress(
+            images=manifest.images,
+            images_before=sum(manifest.images_in(shard) for shard in done),
+            shards=manifest.shards,
+        )
+
+    def run(self, stop: _StopSignal) -> None:
+        with self._reporter.showing(self.progress):
+            try:
+                self._carry_out(self._scheduler.start())
+                while self._scheduler.remaining and not (stop.received and self._give_up(stop)):
+                    for event in self._pool.poll(POLL_S):
+                        self._take(event)
+                    self.progress.observe(self._pool.progress())
+                    self._reporter.update(self.progress)
+            finally:
+                self._pool.close()
+        if self._scheduler.remaining:
+            done = self.progress.shards - self._scheduler.remaining
+            raise RunInterrupted(stop.received or signal.SIGINT, done, self.progress.shards)
+
+    def _give_up(self, stop: _StopSignal) -> bool:
+        if not stop.announced:
+            stop.announced = True
+            self._scheduler.drain()
+            if self._scheduler.in_flight:
+                self._reporter.message(
+                    f"Stopping: shards in flight have {FINISH_SHARDS_S:.0f} s to finish; Ctrl-C again drops them."
+                )
+        overdue = time.monotonic() - stop.since > FINISH_SHARDS_S
+        return stop.count > 1 or overdue or not self._scheduler.in_flight
+
+    def _take(self, event: PoolEvent) -> None:
+        match event:
+            case WorkerLoaded():
+                self._loaded.append(event.worker)
+                self._hand_out_text()
+            case TextEncoded():
+                self._encoder = None
+                self._loaded.append(event.worker)
+                self._text = save_text(self._directory, event.text)
+                self._hand_out_text()
+            case ShardReported():
+                self.progress.shard_done(event.worker, Counter(event.report.statuses))
+                self._tell(ShardDone(event.worker, event.report.shard))
+            case WorkerFailedToStart() | WorkerDied():
+                if event.worker == self._encoder:
+                    self._encoder = None
+                    self._hand_out_text()
+                self._tell(event)
+            case _:
+                self._tell(event)
+
+    def _hand_out_text(self) -> None:
+        """Text is encoded once: by the first worker that is ready, while the others wait."""
+        if self._text is None:
+            if self._encoder is None and self._loaded:
+                self._encoder = self._loaded.pop(0)
+                self._pool.encode_text(self._encoder)
+            return
+        while self._loaded:
+            worker = self._loaded.pop(0)
+            self._pool.begin(worker, self._text)
+            self._tell(WorkerJoined(worker))
+
+    def _tell(self, event: Event) -> None:
+        self._carry_out(self._scheduler.handle(event))
+
+    def _carry_out(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            match decision:
+                case StartWorker():
+                    self._pool.start(decision.worker)
+                case Assign():
+                    self._pool.assign(decision.worker, decision.shard, decision.attempt)
+                case StopWorker():
+                    self._pool.stop(decision.worker)
+                case StopRun():
+                    done = self.progress.shards - self._scheduler.remaining
+                    raise RunFailedError(
+                        f"{decision.reason}\n{done} of {self.progress.shards} shards are finished and kept; "
+                        "the same command continues once the cause is removed"
+                    )
+
+
+class _StopSignal:
+    """What has been received so far."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.since = 0.0
+        self.count = 0
+        self.announced = False
+
+    def __call__(self, signum: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        if self.received is None:
+            self.received, self.since = signum, time.monotonic()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_StopSignal]:
+    """SIGINT and SIGTERM are noted instead of raising in the middle of something; outside the main thread, ignored."""
+    stop = _StopSignal()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

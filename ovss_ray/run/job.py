@@ -1,0 +1,172 @@
+"""A job made definite: every default filled in, the vocabulary read, the weights identified, and its fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ovss_ray.errors import RunMismatchError
+from ovss_ray.images.decoding import DECODING_VERSION
+from ovss_ray.images.stores import is_local, local_path
+from ovss_ray.models.clip import check_query_lengths, resolve_weights
+from ovss_ray.run.manifest import Manifest
+from ovss_ray.segmenters import get_method
+from ovss_ray.spec import JobSpec
+from ovss_ray.version import __version__
+from ovss_ray.vocabulary import Vocabulary, load_vocabulary
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ResolvedSpec:
+    """A job whose method, settings, vocabulary and weights were found to exist and to fit each other."""
+
+    spec: JobSpec
+    vocabulary: Vocabulary
+    weights_digest: str
+
+
+@dataclass(frozen=True)
+class LabellingJob:
+    """All that a worker needs to know; small, and picklable.
+
+    Attributes:
+        spec: the job with every default filled in.
+        vocabulary: the classes.
+        weights_digest: SHA-256 of the weights, which every worker checks.
+        manifest: the images.
+        fingerprint: SHA-256 over everything that changes the labels.
+        conditional_put: whether the store honours "create only if absent".
+    """
+
+    spec: JobSpec
+    vocabulary: Vocabulary
+    weights_digest: str
+    manifest: Manifest
+    fingerprint: str
+    conditional_put: bool
+
+
+def resolve(spec: JobSpec) -> ResolvedSpec:
+    """Check everything that can be checked before any work starts, and fill in what the method leaves open.
+
+    Raises:
+        SettingError: unknown method, wrong setting of the method, wrong vocabulary or template.
+        WeightsError: weights that are missing or do not fit.
+    """
+    settings = get_method(spec.method).make_settings(**spec.settings)
+    vocabulary = load_vocabulary(spec.classes, templates=spec.templates, background=spec.background)
+    weights = resolve_weights(spec.clip)
+    check_query_lengths(vocabulary, weights.architecture)
+    updates: dict[str, Any] = {
+        "settings": settings.model_dump(mode="json"),
+        "clip": weights.clip,
+        "input": local_path(spec.input) if is_local(spec.input) else spec.input,
+        "run": local_path(spec.run) if is_local(spec.run) else spec.run.rstrip("/"),
+    }
+    return ResolvedSpec(spec.model_copy(update=updates), vocabulary, weights.digest)
+
+
+def identity(resolved: ResolvedSpec, manifest: Manifest) -> dict[str, Any]:
+    """Everything that changes the labels, field by field; its hash is the fingerprint.
+
+    Batch size, number of workers, retries, devices and credentials are not in it.
+    """
+    spec = resolved.spec
+    return {
+        "input": {
+            "place": spec.input,
+            "extensions": list(spec.extensions),
+            "uri_column": spec.uri_column,
+            "limit": spec.limit,
+            "sample": spec.sample,
+            "manifest": manifest.digest,
+        },
+        "shard_size": manifest.shard_size,
+        "method": spec.method,
+        "settings": dict(spec.settings),
+        "clip": spec.clip,
+        "weights": resolved.weights_digest,
+        "dtype": spec.dtype,
+        "vocabulary": json.loads(resolved.vocabulary.to_json()),
+        "decoding": {"version": DECODING_VERSION, "max_pixels": spec.max_pixels},
+        "label_map": spec.label_map,
+        "package_version": __version__,
+    }
+
+
+def fingerprint(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of `identity`."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def run_record(resolved: ResolvedSpec, manifest: Manifest, *, created_at: str) -> dict[str, Any]:
+    """The content of `run.json`. Storage options are left out: they may hold secrets."""
+    fields = identity(resolved, manifest)
+    job = resolved.spec.model_dump(mode="json", exclude={"storage_options"})
+    return {
+        "format_version": FORMAT_VERSION,
+        "created_at": created_at,
+        "package_version": __version__,
+        "fingerprint": fingerprint(fields),
+        "identity": fields,
+        "job": {**job, "shard_size": manifest.shard_size},
+        "vocabulary": json.loads(resolved.vocabulary.to_json()),
+        "manifest": manifest.to_json(),
+    }
+
+
+def take_over(resolved: ResolvedSpec, record: Mapping[str, Any], *, run: str) -> tuple[ResolvedSpec, Manifest]:
+    """Settle what the job leaves to `auto` as the run that is being continued has settled it.
+
+    Raises:
+        RunMismatchError: the job differs from the run in a field that changes labels; lists the differences.
+    """
+    manifest = Manifest.from_json(record["manifest"])
+    stored = record["identity"]
+    spec = resolved.spec
+    updates: dict[str, Any] = {}
+    if spec.dtype == "auto":
+        updates["dtype"] = stored["dtype"]
+    resolved = dataclasses.replace(resolved, spec=spec.model_copy(update=updates))
+    fields = identity(resolved, manifest)
+    if spec.shard_size != "auto":
+        fields["shard_size"] = spec.shard_size
+    changes = differences(stored, fields)
+    if changes:
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise RunMismatchError(
+            f"{run} was started with other settings, and mixing labels is refused:\n{listed}\n"
+            "Use the settings that it was started with, or label into a new run directory."
+        )
+    return resolved, manifest
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """One line per field that differs: name, the run's value, the value asked for."""
+    before, after = _flatten(stored), _flatten(asked)
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return [f"{name}: the run has {_short(before.get(name))}, asked for {_short(after.get(name))}" for name in names]
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        elif name == "classes" and isinstance(value, list):
+            flat[f"{prefix}names"] = [entry["name"] for entry in value]
+            flat.update({f"{prefix}queries of {entry['name']}": entry["queries"] for entry in value})
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _short(value: Any, longest: int = 100) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"

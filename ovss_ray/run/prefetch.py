@@ -1,0 +1,201 @@
+"""Fetching and decoding ahead of the segmenter: in manifest order, within bounds of memory and requests in flight."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovss_ray.errors import ImageError
+from ovss_ray.images.decoding import decode_image
+from ovss_ray.images.fetching import Fetcher
+from ovss_ray.run.manifest import ManifestRow
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class WorkerProgress:
+    """What a worker has done since it started.
+
+    Attributes:
+        images: finished images by status.
+        stage_seconds: seconds by stage, added up over threads (`fetch`, `decode`, `segment`, `encode`, `write`), and
+            what the device's thread spent waiting (`wait_for_images`, `wait_for_encode`).
+    """
+
+    images: dict[str, int]
+    stage_seconds: dict[str, float]
+
+
+class WorkerStats:
+    """Counts images and seconds from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._images: Counter[str] = Counter()
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add time to a stage."""
+        with self._lock:
+            self._seconds[stage] += seconds
+
+    def count_image(self, status: str) -> None:
+        """Count one finished image."""
+        with self._lock:
+            self._images[status] += 1
+
+    def snapshot(self) -> WorkerProgress:
+        """The sums so far."""
+        with self._lock:
+            return WorkerProgress(dict(self._images), dict(self._seconds))
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """One image of the shard, decoded, or the reason why it cannot be."""
+
+    row: ManifestRow
+    pixels: Image | None
+    failure: ImageError | None
+
+
+class ImageLoader:
+    """Turns manifest rows into pixels; shared by all shards of a worker, and by their threads.
+
+    Args:
+        fetcher: reads the bytes.
+        executor: runs one fetch and decode per thread.
+        decode_threads: how many of those threads may decode at the same time.
+        max_pixels: larger images fail with `too_large`.
+        stats: where the time goes (`fetch`, `decode`).
+    """
+
+    def __init__(
+        self, fetcher: Fetcher, executor: Executor, *, decode_threads: int, max_pixels: int, stats: WorkerStats
+    ) -> None:
+        self._fetcher = fetcher
+        self._executor = executor
+        self._decode_slots = threading.BoundedSemaphore(decode_threads)
+        self._max_pixels = max_pixels
+        self._stats = stats
+
+    def submit(self, row: ManifestRow) -> Future[LoadedImage]:
+        """Begin to load one image."""
+        return self._executor.submit(self._load, row)
+
+    def _load(self, row: ManifestRow) -> LoadedImage:
+        try:
+            start = time.perf_counter()
+            data = self._fetcher.fetch(row.uri, size_bytes=row.size_bytes)
+            self._stats.add_seconds("fetch", time.perf_counter() - start)
+            # A thread that waits here fetches nothing meanwhile: a slow decoder holds the fetching back.
+            with self._decode_slots:
+                start = time.perf_counter()
+                pixels = decode_image(data, max_pixels=self._max_pixels)
+                self._stats.add_seconds("decode", time.perf_counter() - start)
+        except ImageError as failure:
+            return LoadedImage(row, None, failure)
+        return LoadedImage(row, pixels, None)
+
+
+class Prefetcher:
+    """Yields the images of one shard in order while later ones are on their way.
+
+    Args:
+        rows: the shard.
+        loader: fetches and decodes.
+        max_in_flight: images being loaded at the same time.
+        max_bytes: decoded bytes held ahead; one image is always allowed, however large.
+    """
+
+    def __init__(self, rows: list[ManifestRow], loader: ImageLoader, *, max_in_flight: int, max_bytes: int) -> None:
+        self._rows = rows
+        self._loader = loader
+        self._max_in_flight = max_in_flight
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._futures: list[Future[LoadedImage]] = []
+        self._in_flight = 0
+        self._held_bytes = 0
+        self._loaded_bytes = 0
+        self._loaded = 0
+        self._stopped = False
+        self._fill()
+
+    def __iter__(self) -> Iterator[LoadedImage]:
+        for index in range(len(self._rows)):
+            self._fill(must_have=index)
+            loaded = self._futures[index].result()
+            self._futures[index] = Future()  # drop the reference to the pixels
+            with self._lock:
+                self._held_bytes -= _size(loaded)
+            self._fill()
+            yield loaded
+
+    def stop(self) -> None:
+        """Start nothing more."""
+        with self._lock:
+            self._stopped = True
+
+    def _fill(self, must_have: int = -1) -> None:
+        while True:
+            with self._lock:
+                index = len(self._futures)
+                if index == len(self._rows) or self._stopped or not (index <= must_have or self._has_room()):
+                    return
+                self._in_flight += 1
+                future = self._loader.submit(self._rows[index])
+                self._futures.append(future)
+            future.add_done_callback(self._on_loaded)
+
+    def _has_room(self) -> bool:
+        if self._in_flight >= self._max_in_flight:
+            return False
+        expected = self._loaded_bytes / self._loaded if self._loaded else 0
+        return self._held_bytes + (self._in_flight + 1) * expected <= self._max_bytes
+
+    def _on_loaded(self, future: Future[LoadedImage]) -> None:
+        size = _size(future.result()) if not future.cancelled() and future.exception() is None else 0
+        with self._lock:
+            self._in_flight -= 1
+            self._held_bytes += size
+            self._loaded_bytes += size
+            self._loaded += 1
+        self._fill()
+
+
+def _size(loaded: LoadedImage) -> int:
+    return 0 if loaded.pixels is None else loaded.pixels.nbytes
+
+
+def micro_batches(images: Iterator[LoadedImage], *, batch_size: int, max_bytes: int) -> Iterator[list[LoadedImage]]:
+    """Group decoded images of equal shape into micro-batches.
+
+    Images whose shape stays rare wait until the end, or until `max_bytes` are held; leftovers go out in mixed batches.
+    """
+    buckets: dict[tuple[int, ...], list[LoadedImage]] = defaultdict(list)
+    held = 0
+    for image in images:
+        assert image.pixels is not None
+        bucket = buckets[image.pixels.shape]
+        bucket.append(image)
+        held += _size(image)
+        if len(bucket) < batch_size and held <= max_bytes:
+            continue
+        if len(bucket) < batch_size:
+            bucket = max(buckets.values(), key=lambda candidate: sum(map(_size, candidate)))
+        assert bucket[0].pixels is not None
+        del buckets[bucket[0].pixels.shape]
+        held -= sum(map(_size, bucket))
+        yield bucket
+    rest = [image for bucket in buckets.values() for image in bucket]
+    for start in range(0, len(rest), batch_size):
+        yield rest[start : start + batch_size]

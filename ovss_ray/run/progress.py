@@ -1,0 +1,233 @@
+"""How far a run is: images per second, time left, failures and the stage that binds; on a terminal or in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from ovss_ray.run.prefetch import WorkerProgress
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOG_EVERY_S = 30.0
+PLANNING_STEP = 100_000
+
+
+class Progress:
+    """Counts of one session of a run; images of unfinished shards included.
+
+    Args:
+        images: images of the whole run.
+        images_before: images of shards that were finished before this session.
+        shards: shards of the whole run.
+    """
+
+    def __init__(self, *, images: int, images_before: int, shards: int) -> None:
+        self.images = images
+        self.images_before = images_before
+        self.shards = shards
+        self.started = time.monotonic()
+        self.first_image: float | None = None
+        self.statuses: Counter[str] = Counter()
+        self._reported: dict[str, int] = {}  # images of finished shards, by worker
+        self._live: dict[str, WorkerProgress] = {}
+        self._seconds_of_gone: Counter[str] = Counter()
+
+    def shard_done(self, worker: str, statuses: Counter[str]) -> None:
+        """Count a finished shard."""
+        self.statuses.update(statuses)
+        self._reported[worker] = self._reported.get(worker, 0) + statuses.total()
+
+    def observe(self, live: Mapping[str, WorkerProgress]) -> None:
+        """Take in what the live workers say."""
+        for gone in set(self._live) - set(live):
+            self._seconds_of_gone.update(self._live[gone].stage_seconds)
+        self._live = dict(live)
+        if self.first_image is None and self.images_now:
+            self.first_image = time.monotonic()
+
+    @property
+    def images_now(self) -> int:
+        """Images labelled, or found impossible, in this session."""
+        unfinished = sum(
+            max(sum(said.images.values()) - self._reported.get(worker, 0), 0) for worker, said in self._live.items()
+        )
+        return min(self.statuses.total() + unfinished, self.images - self.images_before)
+
+    @property
+    def failures(self) -> int:
+        """Images of finished shards that have no labels."""
+        return self.statuses.total() - self.statuses["ok"]
+
+    @property
+    def seconds(self) -> float:
+        """Since the session began."""
+        return time.monotonic() - self.started
+
+    @property
+    def images_per_s(self) -> float:
+        """Since the first image was seen to be done; start-up does not count."""
+        if self.first_image is None:
+            return 0.0
+        return self.images_now / max(time.monotonic() - self.first_image, 1e-9)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Expected seconds until the end, once there is a rate."""
+        rate = self.images_per_s
+        return (self.images - self.images_before - self.images_now) / rate if rate else None
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds by stage over all workers of this session."""
+        total = Counter(self._seconds_of_gone)
+        for said in self._live.values():
+            total.update(said.stage_seconds)
+        return dict(total)
+
+    @property
+    def binding_stage(self) -> str | None:
+        """The stage that the others wait for; None before there is anything to tell it from."""
+        seconds = self.stage_seconds
+        device = {name: seconds.get(name, 0.0) for name in ("segment", "wait_for_images", "wait_for_encode")}
+        if not any(device.values()):
+            return None
+        slowest = max(device, key=lambda name: device[name])
+        if slowest == "wait_for_images":
+            return "fetch" if seconds.get("fetch", 0.0) > seconds.get("decode", 0.0) else "decode"
+        return "encode" if slowest == "wait_for_encode" else "segment"
+
+    def line(self) -> str:
+        """One line for a log."""
+        done = self.images_before + self.images_now
+        parts = [f"{done:,} of {self.images:,} images", f"{self.images_per_s:.1f} images/s"]
+        if self.remaining_s is not None:
+            parts.append(f"{duration(self.remaining_s)} left")
+        parts.append(f"{self.failures:,} failed")
+        if self.binding_stage:
+            parts.append(f"bound by {self.binding_stage}")
+        return ", ".join(parts)
+
+
+class Reporter(Protocol):
+    """Shows what a run does."""
+
+    def message(self, text: str) -> None:
+        """Say one thing."""
+        ...
+
+    def counting(self, images: Iterable[T]) -> Iterator[T]:
+        """Pass the planned images on and show how many there are so far."""
+        ...
+
+    def showing(self, progress: Progress) -> AbstractContextManager[object]:
+        """Keep `progress` in view while the context is open."""
+        ...
+
+    def update(self, progress: Progress) -> None:
+        """Show the latest."""
+        ...
+
+
+class SilentReporter:
+    """Shows nothing."""
+
+    def message(self, text: str) -> None:
+        log.info("%s", text)
+
+    def counting(self, images: Iterable[T]) -> Iterator[T]:
+        yield from images
+
+    def showing(self, progress: Progress) -> AbstractContextManager[object]:  # noqa: ARG002
+        return nullcontext()
+
+    def update(self, progress: Progress) -> None:
+        pass
+
+
+class LogReporter(SilentReporter):
+    """A log line now and then, for runs without a terminal."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def counting(self, images: Iterable[T]) -> Iterator[T]:
+        for count, image in enumerate(images, 1):
+            if count % PLANNING_STEP == 0:
+                log.info("planning: %d images so far", count)
+            yield image
+
+    def update(self, progress: Progress) -> None:
+        if time.monotonic() - self._last >= LOG_EVERY_S:
+            self._last = time.monotonic()
+            log.info("%s", progress.line())
+
+
+class TerminalReporter(SilentReporter):
+    """A progress bar with rate, time left, failures and the binding stage."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("starting", total=None, note="")
+
+    def message(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def counting(self, images: Iterable[T]) -> Iterator[T]:
+        with self._console.status("planning") as status:
+            for count, image in enumerate(images, 1):
+                if count % 1000 == 0:
+                    status.update(f"planning: {count:,} images")
+                yield image
+
+    @contextmanager
+    def showing(self, progress: Progress) -> Iterator[None]:
+        with self._bar:
+            yield
+            self.update(progress)
+
+    def update(self, progress: Progress) -> None:
+        started = bool(progress.images_now)
+        note = f"{progress.images_per_s:.1f}/s" if started else "loading the model"
+        if started and progress.remaining_s is not None:
+            note += f"  {duration(progress.remaining_s)} left"
+        if progress.failures:
+            note += f"  [red]{progress.failures:,} failed[/red]"
+        if progress.binding_stage:
+            note += f"  bound by {progress.binding_stage}"
+        self._bar.update(
+            self._task,
+            description="labelling" if started else "starting",
+            completed=progress.images_before + progress.images_now,
+            total=progress.images,
+            note=note,
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "42 s", "3 min 05 s", "2 h 10 min", "3 d 4 h"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"

@@ -1,0 +1,213 @@
+"""The job: every setting of a labelling run, typed and validated, from a YAML file or from the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ovss_ray.errors import SettingError, explain_invalid, nearest
+
+Auto = Literal["auto"]
+
+DEFAULT_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
+
+
+class JobSpec(BaseModel):
+    """All settings of one labelling job; the command line's flags and the job file's keys are these field names.
+
+    Construct it with `JobSpec.build`, which turns every invalid value into one `SettingError` sentence.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: str = Field(
+        min_length=1,
+        description="Images: a folder (searched recursively), a glob, or a .txt/.csv/.jsonl/.parquet list of URIs; "
+        "local, s3://, gs://, az:// or http(s)://.",
+    )
+    run: str = Field(
+        min_length=1,
+        description="Run directory to create or continue; local or object storage.",
+    )
+    classes: str | list[str] | dict[str, Any] = Field(
+        description='Vocabulary: "cat,dog,grass", a text or YAML file, or a shipped name such as voc21.'
+    )
+    background: str | int | None = Field(
+        default=None,
+        description="Class that pixels below the confidence threshold fall to; "
+        "without one they stay unlabelled (or follow the vocabulary file's own rule).",
+    )
+    templates: str | list[str] = Field(
+        default="imagenet_80",
+        description="Prompt templates: a shipped set (imagenet_80, single, ...), a file, or a list with {}.",
+    )
+
+    method: str = Field(default="maskclip", description="Segmenter; `ovss-ray methods` lists them.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of the method, such as short_side, crop, stride, prob_thd, variant.",
+    )
+    clip: str = Field(
+        default="ViT-B-16-quickgelu/openai",
+        description='CLIP model: "architecture/tag", "architecture//path/to/weights", or "demo" (shipped, tiny).',
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the segmenter runs; auto takes the GPU that the worker was given."
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="Precision of the networks; auto is float16 on a GPU, float32 on a CPU."
+    )
+
+    extensions: tuple[str, ...] = Field(
+        default=DEFAULT_EXTENSIONS, min_length=1, description="File extensions that count as images."
+    )
+    uri_column: str | None = Field(
+        default=None, description="Column of a .csv/.jsonl/.parquet list that holds the URIs."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Label only the first N images.")
+    sample: float | None = Field(
+        default=None, gt=0, le=1, description="Label a stable random fraction of the images, chosen by hash of the URI."
+    )
+    max_pixels: int = Field(
+        default=100_000_000, ge=1, description="Images with more pixels than this become too_large rows."
+    )
+
+    label_map: Literal["png", "zstd"] = Field(
+        default="png", description="Codec of the label maps: grey PNG (readable everywhere) or zstd (faster)."
+    )
+    shard_size: int | Auto = Field(
+        default="auto",
+        description="Images per shard, the unit of work and of retry; auto is 1024, less for small inputs.",
+    )
+
+    engine: Literal["ray", "local"] = Field(
+        default="ray", description="ray: actors on a cluster or embedded; local: in this process, for debugging."
+    )
+    ray_address: str | None = Field(
+        default=None, description='Ray cluster to join ("auto", "ray://host:10001"); none starts an embedded one.'
+    )
+    workers: int | Auto = Field(
+        default="auto", description="Number of actors; auto is one per GPU, or the CPUs shared out where there is none."
+    )
+    gpus_per_worker: float | Auto = Field(
+        default="auto", description="GPUs reserved per actor (a fraction shares one); auto is 1 where there are any."
+    )
+    cpus_per_worker: float | Auto = Field(
+        default="auto", description="CPUs reserved per actor; auto is 1 beside a GPU, up to 4 without."
+    )
+    batch_size: int = Field(default=8, ge=1, description="Images per micro-batch; does not change labels.")
+
+    fetch_concurrency: int = Field(default=32, ge=1, description="Requests in flight per shard.")
+    fetch_attempts: int = Field(default=5, ge=1, description="Tries per image before it becomes a fetch_failed row.")
+    fetch_timeout_s: float = Field(default=60.0, gt=0, description="Seconds before one request counts as failed.")
+    prefetch_mib: int = Field(
+        default=512, ge=1, description="MiB of decoded images held ahead of the segmenter, per shard."
+    )
+    decode_threads: int | Auto = Field(default="auto", description="Decoding threads per actor; auto follows the CPUs.")
+    max_shard_attempts: int = Field(
+        default=3, ge=1, description="Times that a shard may fail before the run stops with its reason."
+    )
+    storage_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="fsspec options per protocol, e.g. {s3: {endpoint_url: ...}}; never written to the run directory.",
+    )
+
+    @field_validator("shard_size", "workers", "decode_threads")
+    @classmethod
+    def _positive_or_auto(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, or auto")
+        return value
+
+    @field_validator("gpus_per_worker", "cpus_per_worker")
+    @classmethod
+    def _not_negative_or_auto(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and value < 0:
+            raise ValueError("must not be negative, or auto")
+        return value
+
+    @field_validator("extensions", mode="before")
+    @classmethod
+    def _split_extensions(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, Iterable):
+            return value
+        cleaned = (str(name).strip().lower().lstrip(".") for name in names)
+        return tuple(name for name in cleaned if name)
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], *, source: str) -> JobSpec:
+        """Validate `values`; `source` names their origin (a file, "command line") in the error.
+
+        Raises:
+            SettingError: one sentence with the field, its value and what is allowed.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise explain_invalid(error, source=source, fields=cls.model_fields) from None
+
+    @classmethod
+    def from_file(cls, path: str | Path, **overrides: Any) -> JobSpec:
+        """Read a job file (YAML); `${NAME}` and `${NAME:-default}` are taken from the environment.
+
+        Args:
+            path: the job file.
+            overrides: fields that replace those of the file; `settings` and `storage_options` are merged.
+
+        Raises:
+            SettingError: the file is missing, is not a mapping, or holds a wrong setting.
+        """
+        values = _read_yaml(Path(path))
+        for field, value in overrides.items():
+            merged = field in ("settings", "storage_options") and isinstance(values.get(field), dict)
+            values[field] = {**values[field], **value} if merged else value
+        return cls.build(values, source=str(path))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise SettingError(f"job file {path} does not exist{nearest(path.name, siblings)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"job file {path} cannot be read: {error}") from None
+    try:
+        values = _expand(yaml.safe_load(text), source=str(path))
+    except yaml.YAMLError as error:
+        raise SettingError(f"job file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise SettingError(f"job file {path} must hold 'field: value' lines, as those in jobs/ do")
+    return values
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expand(value: Any, *, source: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(item, source=source) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, source=source) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = os.environ.get(name, default)
+        if found is None:
+            raise SettingError(
+                f"{source}: ${{{name}}} is not set in the environment; set it, or write a default as ${{{name}:-value}}"
+            )
+        return found
+
+    expanded = _VARIABLE.sub(lookup, value)
+    # "${LIMIT:-100}" stands for the number 100, as it would without the variable.
+    return yaml.safe_load(expanded) if expanded != value and _VARIABLE.fullmatch(value) else expanded
