@@ -132,9 +132,11 @@ class ManifestReader:
             RunFailedError: the manifest is not the one that `run.json` describes.
         """
         part, group = divmod(shard, self._shards_per_part)
+        footer = self._footer(part)
         with self._directory.fs.open(self._directory.path(part_name(part)), "rb") as file:
-            parquet = pq.ParquetFile(file, metadata=self._footer(part))
-            table = parquet.read_row_group(group, columns=["image_id", "uri", "size_bytes"])
+            table = pq.ParquetFile(file, metadata=footer).read_row_group(
+                group, columns=["image_id", "uri", "size_bytes"]
+            )
         rows = [ManifestRow(**row) for row in table.to_pylist()]
         first = shard * self._manifest.shard_size
         if len(rows) != self._manifest.images_in(shard) or rows[0].image_id != first:
