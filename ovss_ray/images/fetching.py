@@ -160,8 +160,10 @@ class Fetcher:
                 "retries": {"mode": "standard", "total_max_attempts": 1},
                 **given.get("config_kwargs", {}),
             }
+            # max_concurrency 1 reads an object in one GET; s3fs would ask for its size first, which doubles requests.
             # An instance of its own, because its retries are switched off: others in this process may want them.
-            return {protocol: {**given, "config_kwargs": config, "skip_instance_cache": True}}
+            own = {"max_concurrency": 1, **given, "config_kwargs": config, "skip_instance_cache": True}
+            return {protocol: own}
         if protocol in ("http", "https"):
             import aiohttp
 

@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import posixpath
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
@@ -164,12 +167,24 @@ def _json_lines(lines: io.TextIOBase, column: _Column) -> Iterator[str]:
         yield value.strip() if isinstance(value, str) else ""
 
 
+@contextmanager
+def _seekable(fs: Any, path: str) -> Iterator[Any]:
+    if protocol_of(path) not in ("http", "https"):
+        with fs.open(path, "rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        with fs.open(path, "rb", block_size=0) as file:
+            shutil.copyfileobj(file, copy)
+        yield copy
+
+
 def _parquet_values(fs: Any, path: str, source: str, uri_column: str | None) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with fs.open(path, "rb") as file:
+        with _seekable(fs, path) as file:
             table = pq.ParquetFile(file)
             schema = table.schema_arrow
             name = _Column(source, uri_column).find(schema.names)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from ovss_ray.errors import InputError
+
 _LOG = logging.getLogger(__name__)
 
 # Names of one local directory that are held and sorted together. Larger directories come in sorted chunks of this
@@ -75,10 +77,16 @@ def walk_s3(fs: fsspec.AbstractFileSystem, bucket: str, folder: str, prefix: str
         fs: an s3fs file system.
         folder: what keys are given relative to; "" or ends with a slash.
         prefix: begins with `folder`; only keys that begin with it are asked for.
+
+    Raises:
+        InputError: there is no such bucket.
     """
     position: dict[str, str] = {}
     while True:
-        page: dict[str, Any] = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **position)
+        try:
+            page: dict[str, Any] = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **position)
+        except FileNotFoundError as error:  # a prefix without keys is no error, so it is the bucket
+            raise InputError(f"the bucket {bucket} does not exist; check its name and the endpoint") from error
         for item in page.get("Contents", ()):
             if not item["Key"].endswith("/"):  # the zero-byte keys that consoles create to show a folder
                 yield StoredFile(item["Key"][len(folder) :], item["Size"], _bare_etag(item.get("ETag")))
