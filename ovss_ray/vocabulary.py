@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any, cast
 
 import fsspec
 
-from ovss_ray.errors import SettingError
-from ovss_ray.vocabularies.entries import ClassList, Entry, nearest, parse_lines, parse_value, parse_yaml
+from ovss_ray.errors import SettingError, nearest
+from ovss_ray.vocabularies.entries import ClassList, Entry, parse_lines, parse_value, parse_yaml
 
 __all__ = ["Vocabulary", "VocabularyClass", "load_vocabulary", "shipped_vocabularies", "template_sets"]
 
@@ -195,10 +196,10 @@ def _read_inline(text: str, variant: str | None) -> tuple[str, str, ClassList, b
         return "custom", "the class list", parse_lines(text, "the class list"), False
     names = text.split(",")
     if len(names) == 1:
-        hint = nearest(text.partition(":")[0], shipped_vocabularies())
-        if hint:
+        misspelt = get_close_matches(text.partition(":")[0].lower(), shipped_vocabularies(), 1, 0.75)
+        if misspelt:
             raise SettingError(
-                f"there is no vocabulary '{text}'{hint}; for one class of that name write '{text},'"
+                f"there is no vocabulary '{text}'; did you mean '{misspelt[0]}'? (one class of that name: '{text},')"
             )
     elif not names[-1].strip():
         names.pop()
@@ -297,8 +298,8 @@ def _load_templates(source: str | os.PathLike[str] | Sequence[str]) -> tuple[str
         if not path.lower().endswith(_FILE_ENDINGS):
             known = template_sets()
             raise SettingError(
-                f"there is no template set '{path}'{nearest(path, known)}; there are {', '.join(known)}, "
-                "or give a .txt or .yaml file"
+                f"there is no template set '{path}', only {', '.join(known)}, or a .txt or .yaml file"
+                f"{nearest(path, known)}"
             )
         origin, templates = path, _parse_templates(_read_text(path, "template file"), path)
     return _check_templates(templates, origin)

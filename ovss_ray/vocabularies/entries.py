@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from ovss_ray.errors import SettingError
+from ovss_ray.errors import SettingError, nearest
 
 MAX_NAME_LENGTH = 200
 """Characters of a class name or query; anything longer is a file of another kind, not a name."""
@@ -170,8 +170,7 @@ def _variant_queries(value: Mapping[str, Any], origin: str, variant: str | None)
         return {}
     if variant not in variants:
         raise SettingError(
-            f"{origin} has no variant '{variant}'{nearest(variant, variants)}; "
-            f"it has {', '.join(variants) or 'none'}"
+            f"{origin} has no variant '{variant}', only {', '.join(variants) or 'none'}{nearest(variant, variants)}"
         )
     chosen = variants[variant] or {}
     return {int(key): tuple(str(query) for query in queries) for key, queries in chosen.items()}
@@ -229,9 +228,3 @@ def _place(origin: str, located: Any, index: int | None = None) -> str:
     if line is not None:
         return f"{origin}, line {line}"
     return origin if index is None else f"{origin}, class {index + 1}"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A tail for an error message: " (did you mean 'voc21'?)", or nothing where no known word is near."""
-    matches = get_close_matches(word, list(known), 1, 0.6)
-    return f" (did you mean '{matches[0]}'?)" if matches else ""

@@ -1,0 +1,1 @@
+"""Frozen foundation models and how their weights are found, checked and loaded."""

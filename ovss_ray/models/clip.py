@@ -1,0 +1,155 @@
+"""Frozen CLIP models of open_clip: one vision tower, one text tower, pixel statistics and an identity."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import convert_weights_to_lp
+from open_clip.transformer import LayerNormFp32
+from torch import nn
+
+from ovss_ray.errors import SettingError, WeightsError
+from ovss_ray.models.quiet import silenced
+from ovss_ray.models.sources import ClipSource, WeightsInfo, file_digest, parse_clip, weight_file
+from ovss_ray.models.text import TextTower, tokenizer_of
+from ovss_ray.models.vision import VisionTower, refuse_other_towers
+from ovss_ray.models.weights import load_weights, pixel_statistics, tensor_digest
+
+_log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A frozen CLIP model, ready for use on one device.
+
+    pixel_mean, pixel_std: of RGB in 0..1. weights: what identifies the model in a fingerprint.
+    """
+
+    vision: VisionTower
+    text: TextTower
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    weights: WeightsInfo
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """"auto" is the first CUDA device where there is one, else the CPU."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise SettingError(f"device = {str(device)!r}: must be 'auto', 'cpu' or 'cuda'") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError("device = 'cuda', but this machine has no usable CUDA device; use 'cpu' or 'auto'")
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
+    """"auto" is float16 on CUDA and float32 elsewhere."""
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    if dtype == "auto":
+        return torch.float16 if resolve_device(device).type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise SettingError(f"dtype = {dtype!r}: must be 'auto', {', '.join(map(repr, DTYPES))}")
+    return DTYPES[dtype]
+
+
+def load_clip(clip: str | nn.Module, device: torch.device, dtype: torch.dtype) -> ClipModel:
+    """Loads a CLIP model; its vision tower gets `dtype`, LayerNorm and the text tower stay float32.
+
+    Args:
+        clip: see `parse_clip`, or an open_clip model, which is used as it is where device, precision and mode fit
+            and copied otherwise; it is never changed.
+
+    Raises:
+        WeightsError: unknown architecture or tag, missing or unreadable file, weights of another architecture or
+            activation, or a vision tower that dense methods cannot use.
+    """
+    if isinstance(clip, nn.Module):
+        return _from_instance(clip, device, dtype)
+    source = parse_clip(clip)
+    path = weight_file(source)
+    model = _build(source)
+    refuse_other_towers(model.visual, source.name)
+    if path is None:
+        _log.warning("%s has random weights: good for timing, but its labels mean nothing", source.name)
+        digest = f"random:{source.seed}"
+    else:
+        load_weights(model, source, path)
+        digest = file_digest(path)
+    weights = WeightsInfo(source.name, source.architecture, None if path is None else str(path), digest)
+    mean, std = pixel_statistics(source)
+    return _wrap(model, device, dtype, tokenizer_of(source.architecture), mean, std, weights)
+
+
+def _build(source: ClipSource) -> Any:
+    """The bare model in float32 on the CPU, initialised from the seed (0 where weights will follow)."""
+    with silenced(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(source.seed or 0)
+        try:
+            return open_clip.create_model(source.architecture, pretrained=None, pretrained_hf=False)
+        except ImportError as error:
+            raise WeightsError(f"{source.architecture} needs a package that is not installed: {error}") from None
+
+
+def _from_instance(model: nn.Module, device: torch.device, dtype: torch.dtype) -> ClipModel:
+    name = f"the {type(model).__name__} instance"
+    if not hasattr(model, "visual"):
+        raise WeightsError(f"{name} is not an open_clip model; it has no vision tower 'visual'")
+    visual: Any
+    visual = model.visual
+    refuse_other_towers(visual, name)
+    mean = tuple(getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
+    std = tuple(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
+    weights = WeightsInfo("instance", "instance", None, tensor_digest(model))
+    context = int(getattr(model, "context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH))
+    tokenizer = open_clip.SimpleTokenizer(context_length=context)
+    ready = not model.training and visual.conv1.weight.dtype == dtype == torch.float32
+    ready = ready and visual.conv1.weight.device == device
+    chosen = model if ready else copy.deepcopy(model).float()
+    return _wrap(chosen, device, dtype, tokenizer, mean, std, weights, owned=not ready)
+
+
+def _wrap(
+    model: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokenizer: Any,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    weights: WeightsInfo,
+    owned: bool = True,
+) -> ClipModel:
+    if owned:
+        model = model.eval().requires_grad_(False)
+        if dtype != torch.float32:
+            _norms_in_float32(model.visual)
+            convert_weights_to_lp(model.visual, dtype)
+        model = model.to(device)
+    return ClipModel(
+        vision=VisionTower(model.visual, weights.clip),
+        text=TextTower(model, tokenizer, weights.clip),
+        pixel_mean=mean,
+        pixel_std=std,
+        weights=weights,
+    )
+
+
+def _norms_in_float32(module: nn.Module) -> None:
+    """Replaces every LayerNorm by open_clip's that computes in float32 whatever the precision of its input."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.LayerNorm):
+            norm = LayerNormFp32(child.normalized_shape, eps=child.eps, elementwise_affine=child.elementwise_affine)
+            norm.load_state_dict(child.state_dict())
+            setattr(module, name, norm.requires_grad_(False).eval())
+        else:
+            _norms_in_float32(child)

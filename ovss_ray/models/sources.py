@@ -1,0 +1,222 @@
+"""Where a CLIP model comes from: parsing what the user wrote and finding the weight file behind it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip import pretrained as open_clip_weights
+
+from ovss_ray.errors import WeightsError, nearest
+
+DEFAULT_CLIP = "ViT-B-16-quickgelu/openai"
+DEMO_ARCHITECTURE = "ovss-demo"
+QUICK_GELU_SUFFIX = "-quickgelu"
+
+_FRIENDLY = {
+    "ViT-B/32": "ViT-B-32",
+    "ViT-B/16": "ViT-B-16",
+    "ViT-L/14": "ViT-L-14",
+    "ViT-L/14-336": "ViT-L-14-336",
+    "ViT-L/14@336px": "ViT-L-14-336",
+}
+_DEMO_FOLDER = Path(str(resources.files("ovss_ray"))) / "demo" / "clip"
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """An architecture and exactly one of: a pretrained tag of open_clip, a weight file, a seed for random weights."""
+
+    architecture: str
+    tag: str | None = None
+    path: Path | None = None
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The normalised spelling."""
+        if self.architecture == DEMO_ARCHITECTURE and self.seed is None:
+            return "demo"
+        if self.path is not None:
+            return f"{self.architecture}//{self.path}"
+        if self.seed is not None:
+            return f"{self.architecture}/random:{self.seed}"
+        return f"{self.architecture}/{self.tag}"
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What identifies a model in a run's fingerprint.
+
+    digest: SHA-256 of the weight file, or "random:<seed>". path: the file, None for random weights.
+    """
+
+    clip: str
+    architecture: str
+    path: str | None
+    digest: str
+
+
+def parse_clip(clip: str) -> ClipSource:
+    """Understands "architecture/tag", "architecture//path", "architecture/random[:seed]", "demo" and "ViT-B/16".
+
+    Raises:
+        WeightsError: the architecture, tag or file does not exist; names the nearest one.
+    """
+    if clip == "demo":
+        register_demo()
+        return ClipSource(DEMO_ARCHITECTURE, path=_demo_weights())
+    if clip in _FRIENDLY:
+        return ClipSource(_FRIENDLY[clip] + QUICK_GELU_SUFFIX, tag="openai")
+    for friendly, plain in _FRIENDLY.items():
+        if clip.startswith(f"{friendly}/"):
+            clip = plain + clip[len(friendly) :]
+    if clip.startswith(DEMO_ARCHITECTURE):
+        register_demo()
+    architecture, slash, rest = clip.partition("/")
+    _check_architecture(architecture, clip)
+    if rest.startswith("/"):
+        return ClipSource(architecture, path=_find_file(rest[1:], architecture))
+    if not slash or not rest:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        raise WeightsError(
+            f"'{clip}' names no weights; write '{architecture}/tag' (known tags: {known}) "
+            f"or '{architecture}//path/to/weights'"
+        )
+    if rest == "random" or rest.startswith("random:"):
+        seed = rest.partition(":")[2] or "0"
+        if not seed.isdigit():
+            raise WeightsError(f"'{clip}': the seed of random weights must be a whole number")
+        return ClipSource(architecture, seed=int(seed))
+    _check_tag(architecture, rest)
+    return ClipSource(architecture, tag=rest)
+
+
+def resolve_weights(clip: str) -> WeightsInfo:
+    """Finds the weight file (downloading it where a tag is not in the cache) and its SHA-256.
+
+    Raises:
+        WeightsError: there is no such model, file or download.
+    """
+    source = parse_clip(clip)
+    path = weight_file(source)
+    if path is None:
+        return WeightsInfo(source.name, source.architecture, None, f"random:{source.seed}")
+    return WeightsInfo(source.name, source.architecture, str(path), file_digest(path))
+
+
+def weight_file(source: ClipSource) -> Path | None:
+    """The local weight file of a source, None for random weights; raises `WeightsError` if it cannot be had."""
+    if source.tag is None:
+        return source.path
+    try:
+        return Path(open_clip_weights.download_pretrained(tag_config(source.architecture, source.tag)))
+    except Exception as error:  # hub, network and file errors of any library underneath
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"the weights {source.name} are not in the cache and cannot be downloaded ({reason}); "
+            f"give a file instead: '{source.architecture}//path/to/weights'"
+        ) from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, computed once per process and version of the file."""
+    state = path.stat()
+    return _digest(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _digest(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001 - they are the cache key
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def tag_config(architecture: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows about a pretrained tag (files, activation, pixel statistics); empty for an unknown one."""
+    return dict(open_clip_weights.get_pretrained_cfg(architecture, tag) or {})
+
+
+def tag_has_quick_gelu(architecture: str, tag: str) -> bool:
+    """Whether the weights of a tag were trained with QuickGELU; OpenAI's all were."""
+    return bool(tag_config(architecture, tag).get("quick_gelu", False)) or tag.lower() == "openai"
+
+
+def has_quick_gelu(architecture: str) -> bool:
+    """Whether an architecture is built with QuickGELU."""
+    return bool(architecture_config(architecture).get("quick_gelu", False))
+
+
+def architecture_config(architecture: str) -> dict[str, Any]:
+    """The model configuration of a known architecture."""
+    return dict(open_clip.get_model_config(architecture))
+
+
+def register_demo() -> None:
+    """Makes the package's own architecture known to open_clip; doing so twice changes nothing."""
+    if DEMO_ARCHITECTURE not in open_clip.list_models():
+        open_clip.add_model_config(_DEMO_FOLDER / f"{DEMO_ARCHITECTURE}.json")
+
+
+def sibling(architecture: str) -> str:
+    """The same architecture with the other activation."""
+    if architecture.endswith(QUICK_GELU_SUFFIX):
+        return architecture.removesuffix(QUICK_GELU_SUFFIX)
+    return architecture + QUICK_GELU_SUFFIX
+
+
+def wrong_activation(architecture: str, weights: str, quick: bool) -> WeightsError:
+    """The error for weights trained with the other activation; `quick`: they were trained with QuickGELU."""
+    trained, built = ("QuickGELU", "plain GELU") if quick else ("plain GELU", "QuickGELU")
+    other = sibling(architecture)
+    known = other in open_clip.list_models()
+    fix = f"use the architecture '{other}'" if known else "use an architecture with the activation of the weights"
+    return WeightsError(f"the weights {weights} were trained with {trained}, but {architecture} has {built}; {fix}")
+
+
+def _check_architecture(architecture: str, clip: str) -> None:
+    known = open_clip.list_models()
+    if architecture in known:
+        return
+    if any(clip == friendly.partition("/")[0] for friendly in _FRIENDLY) or architecture in ("ViT-B", "ViT-L"):
+        raise WeightsError(f"there is no CLIP model '{clip}'{nearest(clip, _FRIENDLY)}")
+    raise WeightsError(f"open_clip has no architecture '{architecture}'{nearest(architecture, known)}")
+
+
+def _check_tag(architecture: str, tag: str) -> None:
+    if tag_config(architecture, tag):
+        trained = tag_has_quick_gelu(architecture, tag)
+        if trained != has_quick_gelu(architecture):
+            # open_clip only warns here; the model would run and be quietly worse.
+            raise wrong_activation(architecture, f"'{tag}'", quick=trained)
+        return
+    if tag_config(sibling(architecture), tag):
+        raise wrong_activation(architecture, f"'{tag}'", quick=not has_quick_gelu(architecture))
+    known = open_clip.list_pretrained_tags_by_model(architecture)
+    raise WeightsError(
+        f"{architecture} has no weights '{tag}', only {', '.join(known) or 'none'}{nearest(tag, known)}"
+    )
+
+
+def _find_file(text: str, architecture: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_file() and not path.is_absolute() and Path(f"/{text}").is_file():
+        path = Path(f"/{text}")  # "architecture//absolute/path" reads naturally, too
+    if path.is_file():
+        return path.resolve()
+    siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise WeightsError(f"{architecture}: the weight file {path} does not exist{nearest(path.name, siblings)}")
+
+
+def _demo_weights() -> Path:
+    path = _DEMO_FOLDER / f"{DEMO_ARCHITECTURE}.safetensors"
+    if not path.is_file():
+        raise WeightsError(f"the demo weights {path} are missing; run `python -m ovss_ray.demo.training` to make them")
+    return path

@@ -1,0 +1,1 @@
+"""Pure tensor functions shared by the segmenters; nothing here knows of models, files or settings."""

@@ -1,0 +1,135 @@
+"""What every method offers: a card, typed settings, `encode_vocabulary` and `segment`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+from typing_extensions import Self
+
+from ovss_ray.errors import SettingError, explain_invalid
+from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
+from ovss_ray.vocabulary import Vocabulary
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """The facts about a published method, for tables and documentation.
+
+    passes: forward passes of the backbone per window. published: vocabulary name -> mIoU in percent, as printed in
+    `published_source` with `published_backbone`; only numbers that were published.
+    """
+
+    title: str
+    paper: str
+    venue: str
+    repository: str
+    idea: str
+    backbones: tuple[str, ...]
+    passes: int = 1
+    published: Mapping[str, float] = field(default_factory=dict)
+    published_backbone: str = "OpenAI CLIP ViT-B/16"
+    published_source: str = ""
+
+
+class SegmenterSettings(BaseModel):
+    """Base of all settings: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    SPEED_ONLY: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change speed or memory, but no label."""
+
+    def label_settings(self) -> dict[str, Any]:
+        """The settings that change labels, JSON-ready: what belongs in a run's fingerprint."""
+        return self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
+
+
+class Segmenter(ABC):
+    """A published method with its frozen models and its settings: images in, label maps out.
+
+    A segmenter knows nothing of Ray, files or threads, and is used from one thread at a time. Its results do not
+    depend on which images are segmented together.
+    """
+
+    name: ClassVar[str]
+    card: ClassVar[MethodCard]
+    Settings: ClassVar[type[SegmenterSettings]]
+    training_free: ClassVar[bool] = True
+
+    settings: SegmenterSettings
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls, *, clip: str | nn.Module, device: str | torch.device, dtype: str | torch.dtype, **settings: Any
+    ) -> Self:
+        """Loads the models; the settings are fields of `Settings`."""
+
+    @abstractmethod
+    def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """Encodes all queries of a vocabulary, once for any number of images.
+
+        Raises:
+            SettingError: a query is too long for the text tower, or the settings do not fit the vocabulary.
+        """
+
+    @abstractmethod
+    def segment(
+        self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool = False
+    ) -> list[Segmentation]:
+        """Labels every pixel of every image.
+
+        Args:
+            images: uint8 RGB arrays [H, W, 3] of any sizes; processed together, results in the same order.
+            text: from `encode_vocabulary` of a segmenter with the same model.
+            low_memory: takes smaller steps, so that a single large image may still fit; labels stay the same.
+
+        Raises:
+            ValueError: no images, or one that is not a uint8 array [H, W, 3].
+            torch.cuda.OutOfMemoryError: passed through; free memory, segment fewer images, or use `low_memory`.
+        """
+
+    @classmethod
+    def parse_settings(cls, values: Mapping[str, Any]) -> SegmenterSettings:
+        """Validates settings; `SettingError` names the field, its value and what is allowed."""
+        try:
+            return cls.Settings(**values)
+        except ValidationError as error:
+            fields = cls.Settings.model_fields
+            raise explain_invalid(error, source=f"settings of {cls.name}", fields=fields) from None
+
+
+def check_images(images: Sequence[Image]) -> None:
+    """Raises ValueError unless there is at least one image and each is uint8 [H, W, 3] with pixels in it."""
+    if len(images) == 0:
+        raise ValueError("segment() needs at least one image")
+    for index, image in enumerate(images):
+        if not isinstance(image, np.ndarray):
+            raise ValueError(f"image {index} is a {type(image).__name__}; give NumPy arrays, uint8 [H, W, 3]")
+        if image.dtype != np.uint8:
+            raise ValueError(f"image {index} has dtype {image.dtype}; give uint8 RGB, 0..255")
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"image {index} has shape {image.shape}; give RGB [H, W, 3], grey as three equal channels")
+        if image.size == 0:
+            raise ValueError(f"image {index} has shape {image.shape}: no pixels")
+
+
+def check_text(text: TextEmbeddings, width: int) -> None:
+    """Raises SettingError for text embeddings of another model."""
+    if text.embeddings.shape[1] != width:
+        raise SettingError(
+            f"the text embeddings have {text.embeddings.shape[1]} dimensions, but this model has {width}; "
+            "encode the vocabulary with this segmenter"
+        )

@@ -1,0 +1,66 @@
+"""Finding methods by name. A method is a module of this package; it is imported only when it is used."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovss_ray.errors import SettingError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ovss_ray.segmenters.base import Segmenter
+
+_SHARED_MODULES = {"base", "dense", "registry", "results"}
+
+METHODS: tuple[str, ...] = tuple(
+    sorted(item.name for item in pkgutil.iter_modules([str(Path(__file__).parent)]) if item.name not in _SHARED_MODULES)
+)
+
+
+def method_names() -> tuple[str, ...]:
+    """The names of all methods; imports none of them."""
+    return METHODS
+
+
+def get_method(name: str) -> type[Segmenter]:
+    """The class of a method, with its `Settings` and its `card`; raises `SettingError` for an unknown name."""
+    from ovss_ray.segmenters.base import Segmenter
+
+    if name not in METHODS:
+        raise SettingError(f"there is no method '{name}', only {', '.join(METHODS)}{nearest(name, METHODS)}")
+    module = import_module(f"ovss_ray.segmenters.{name}")
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Segmenter) and vars(value).get("name") == name:
+            return value
+    raise TypeError(f"{module.__name__} defines no Segmenter whose name is '{name}'")
+
+
+def load_segmenter(
+    method: str,
+    *,
+    clip: str | nn.Module = "ViT-B-16-quickgelu/openai",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    **settings: Any,
+) -> Segmenter:
+    """Loads a method with its frozen models, ready to segment.
+
+    Args:
+        method: one of `method_names()`.
+        clip: "architecture/pretrained-tag", "architecture//path/to/weights", "demo" (the package's own tiny model),
+            "architecture/random" (seeded random weights, for timing), "ViT-B/16" and its like for OpenAI's models, or
+            an open_clip model instance, which is never changed.
+        device: "auto", "cpu", "cuda" or a torch device.
+        dtype: "auto" (float16 on CUDA, float32 on a CPU), "float32", "float16" or "bfloat16".
+        settings: fields of the method's `Settings`.
+
+    Raises:
+        SettingError: an unknown method or setting, or a value out of range.
+        WeightsError: the weights cannot be found, read or used.
+    """
+    return get_method(method).load(clip=clip, device=device, dtype=dtype, **settings)
