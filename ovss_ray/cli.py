@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 import yaml
@@ -53,13 +53,14 @@ _PANELS = {
 }  # fmt: skip
 
 
-def _with_job_flags(*, exclude: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _with_job_flags() -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag per field of `JobSpec`, passed on as the mapping `flags` of those that were given."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
         signature = inspect.signature(command)
-        own = [p for p in signature.parameters.values() if p.name != "flags"]
-        flags = [_flag(name, panel) for panel, names in _PANELS.items() for name in names if name not in exclude]
+        own = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values() if p.name != "flags"]
+        flags = [_flag(name, panel) for panel, names in _PANELS.items() for name in names]
 
         def call(**arguments: Any) -> None:
             given = {flag.name: arguments.pop(flag.name) for flag in flags}
@@ -68,7 +69,9 @@ def _with_job_flags(*, exclude: tuple[str, ...] = ()) -> Callable[[Callable[...,
                 values["settings"] = _parse_settings(values["settings"])
             command(**arguments, flags=values)
 
-        call.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+        parameters = [*own, *flags]
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         call.__doc__, call.__name__ = command.__doc__, command.__name__
         return call
 
@@ -112,8 +115,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 @app.command(epilog=EPILOG)
 @_with_job_flags()
 def label(
-    input: Annotated[str, typer.Argument(help=JobSpec.model_fields["input"].description)],
-    run: Annotated[str, typer.Argument(help=JobSpec.model_fields["run"].description)],
+    input: Annotated[str, typer.Argument(metavar="INPUT", help=JobSpec.model_fields["input"].description)],
+    run: Annotated[str, typer.Argument(metavar="RUN", help=JobSpec.model_fields["run"].description)],
     flags: dict[str, Any],
     verbose: Verbose = False,
 ) -> None:
@@ -127,7 +130,7 @@ def label(
 @app.command(name="run", epilog=EPILOG)
 @_with_job_flags()
 def run_file(
-    job: Annotated[Path, typer.Argument(help="Job file (YAML); its keys are the names of the flags.")],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="Job file (YAML); its keys are the names of the flags.")],
     flags: dict[str, Any],
     input: Annotated[str | None, typer.Option("--input", help="Replaces `input` of the file.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Replaces `run` of the file.")] = None,
@@ -169,7 +172,7 @@ def _print_summary(summary: RunSummary) -> None:
 
 @app.command()
 def status(
-    run: Annotated[str, typer.Argument(help="Run directory.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory.")],
     as_json: AsJson = False,
 ) -> None:
     """How far a run is, and why images failed; works while it runs, and from another machine."""
@@ -214,7 +217,7 @@ def methods(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where scenes, run and page go.")] = Path("demo-run"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where scenes, run and page go.")] = Path("demo-run"),
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes to draw and label.")] = 48,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
     engine: Annotated[str, typer.Option(help="ray or local.")] = "ray",

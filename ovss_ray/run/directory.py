@@ -174,7 +174,7 @@ class RunDirectory:
             return False
         return True
 
-    def _write_temporary(self, data: bytes, publish: Callable[[Path], None]) -> None:
+    def _write_temporary(self, data: bytes, publish: Callable[[Path], object]) -> None:
         for attempt in range(3):
             folder = Path(self.path(".tmp"))
             folder.mkdir(exist_ok=True)

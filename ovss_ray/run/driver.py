@@ -17,9 +17,10 @@ from typing import Any
 
 from ovss_ray.errors import OvssError, RunFailedError, RunMismatchError
 from ovss_ray.images.listing import list_images
+from ovss_ray.labels.reading import FORMAT_VERSION
 from ovss_ray.run.directory import RUN_FILE, RunDirectory
 from ovss_ray.run.engines import open_engine
-from ovss_ray.run.job import FORMAT_VERSION, LabellingJob, ResolvedSpec, resolve, run_record, take_over
+from ovss_ray.run.job import LabellingJob, ResolvedSpec, resolve, run_record, take_over
 from ovss_ray.run.manifest import Manifest, choose_shard_size, write_manifest
 from ovss_ray.run.pool import Engine, PoolEvent, ShardReported, TextEncoded, WorkerLoaded, WorkerPool
 from ovss_ray.run.progress import Progress, Reporter, SilentReporter
@@ -34,7 +35,6 @@ from ovss_ray.run.scheduler import (
     StopWorker,
     WorkerDied,
     WorkerFailedToStart,
-    WorkerJoined,
 )
 from ovss_ray.run.summary import RunSummary, summarise_run
 from ovss_ray.run.text import load_text, save_text
@@ -93,10 +93,10 @@ def run_job(spec: JobSpec, *, reporter: Reporter | None = None) -> RunSummary:
         session = _Session(job, directory, engine, reporter, done)
         with _stop_signals() as stop:
             session.run(stop)
+        return summarise_run(directory, manifest, session=session.progress)
     finally:
         engine.close()
         directory.sweep()
-    return summarise_run(directory, manifest, session=session.progress)
 
 
 def _check_format(record: dict[str, Any], directory: RunDirectory) -> None:
@@ -132,7 +132,7 @@ def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifes
 
 
 def _with_dtype(resolved: ResolvedSpec, engine: Engine) -> ResolvedSpec:
-    dtype = resolve_dtype(resolved.spec.dtype, engine.device)
+    dtype = str(resolve_dtype(resolved.spec.dtype, engine.device)).removeprefix("torch.")
     return dataclasses.replace(resolved, spec=resolved.spec.model_copy(update={"dtype": dtype}))
 
 
@@ -237,9 +237,7 @@ class _Session:
                 self._pool.encode_text(self._encoder)
             return
         while self._loaded:
-            worker = self._loaded.pop(0)
-            self._pool.begin(worker, self._text)
-            self._tell(WorkerJoined(worker))
+            self._pool.begin(self._loaded.pop(0), self._text)
 
     def _tell(self, event: Event) -> None:
         self._carry_out(self._scheduler.handle(event))

@@ -119,7 +119,7 @@ class RayEngine:
     def launch(self, job: LabellingJob) -> WorkerHandle:
         import ray
 
-        actor = ray.remote(Worker).options(  # type: ignore[attr-defined]
+        actor = ray.remote(Worker).options(
             num_cpus=self._cpus_each,
             num_gpus=self._gpus_each,
             max_concurrency=SHARDS_PER_WORKER + 1,  # and one call that asks for progress

@@ -12,23 +12,31 @@ from typing import Any
 from ovss_ray.errors import RunMismatchError
 from ovss_ray.images.decoding import DECODING_VERSION
 from ovss_ray.images.stores import is_local, local_path
-from ovss_ray.models.clip import check_query_lengths, resolve_weights
+from ovss_ray.labels.reading import FORMAT_VERSION
+from ovss_ray.models.sources import resolve_weights
+from ovss_ray.models.text import check_query_lengths
 from ovss_ray.run.manifest import Manifest
 from ovss_ray.segmenters import get_method
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
 from ovss_ray.vocabulary import Vocabulary, load_vocabulary
 
-FORMAT_VERSION = 1
-
 
 @dataclass(frozen=True)
 class ResolvedSpec:
-    """A job whose method, settings, vocabulary and weights were found to exist and to fit each other."""
+    """A job whose method, settings, vocabulary and weights were found to exist and to fit each other.
+
+    Attributes:
+        spec: the job; its paths are absolute, its settings complete.
+        vocabulary: the classes.
+        weights_digest: SHA-256 of the weights.
+        label_settings: those settings of the method that change labels.
+    """
 
     spec: JobSpec
     vocabulary: Vocabulary
     weights_digest: str
+    label_settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
         SettingError: unknown method, wrong setting of the method, wrong vocabulary or template.
         WeightsError: weights that are missing or do not fit.
     """
-    settings = get_method(spec.method).make_settings(**spec.settings)
+    settings = get_method(spec.method).parse_settings(spec.settings)
     vocabulary = load_vocabulary(spec.classes, templates=spec.templates, background=spec.background)
     weights = resolve_weights(spec.clip)
     check_query_lengths(vocabulary, weights.architecture)
@@ -69,7 +77,7 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
         "input": local_path(spec.input) if is_local(spec.input) else spec.input,
         "run": local_path(spec.run) if is_local(spec.run) else spec.run.rstrip("/"),
     }
-    return ResolvedSpec(spec.model_copy(update=updates), vocabulary, weights.digest)
+    return ResolvedSpec(spec.model_copy(update=updates), vocabulary, weights.digest, settings.label_settings())
 
 
 def identity(resolved: ResolvedSpec, manifest: Manifest) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def identity(resolved: ResolvedSpec, manifest: Manifest) -> dict[str, Any]:
         },
         "shard_size": manifest.shard_size,
         "method": spec.method,
-        "settings": dict(spec.settings),
+        "settings": resolved.label_settings,
         "clip": spec.clip,
         "weights": resolved.weights_digest,
         "dtype": spec.dtype,

@@ -12,7 +12,7 @@ from ovss_ray.errors import OvssError, RunFailedError
 from ovss_ray.run.directory import is_final
 from ovss_ray.run.job import LabellingJob
 from ovss_ray.run.prefetch import WorkerProgress
-from ovss_ray.run.scheduler import ShardFailed, WorkerDied, WorkerFailedToStart
+from ovss_ray.run.scheduler import ShardFailed, WorkerDied, WorkerFailedToStart, WorkerJoined
 from ovss_ray.run.worker import ShardReport
 from ovss_ray.segmenters import TextEmbeddings
 
@@ -86,13 +86,13 @@ class ShardReported:
     report: ShardReport
 
 
-PoolEvent = WorkerLoaded | TextEncoded | ShardReported | WorkerFailedToStart | WorkerDied | ShardFailed
+PoolEvent = WorkerLoaded | TextEncoded | WorkerJoined | ShardReported | WorkerFailedToStart | WorkerDied | ShardFailed
 
 
 @dataclass(frozen=True)
 class _Call:
     worker: str
-    on_success: Callable[[Any], PoolEvent | None]
+    on_success: Callable[[Any], PoolEvent]
     shard: int | None = None  # None: the call is part of starting the worker
 
 
@@ -118,10 +118,10 @@ class WorkerPool:
         self._call(worker, "encode_text", on_success=lambda text: TextEncoded(worker, text))
 
     def begin(self, worker: str, text: TextEmbeddings) -> None:
-        """Hand the encoded vocabulary to a loaded worker, which then takes shards."""
+        """Hand the encoded vocabulary to a loaded worker; `WorkerJoined` or `WorkerFailedToStart` follows."""
         if self._shared_text is None:
             self._shared_text = self._engine.share(text)
-        self._call(worker, "begin", self._shared_text, on_success=lambda _: None)
+        self._call(worker, "begin", self._shared_text, on_success=lambda _: WorkerJoined(worker))
 
     def assign(self, worker: str, shard: int, attempt: int) -> None:
         """Give a shard to a worker; `ShardReported`, `ShardFailed` or `WorkerDied` follows."""
@@ -140,8 +140,7 @@ class WorkerPool:
         for future in [future for future in self._calls if future in done]:  # in the order of the calls
             call = self._calls.pop(future, None)
             if call is not None:  # else: its worker was found dead through another call
-                event = self._outcome(call, future)
-                events += [event] if event is not None else []
+                events.append(self._outcome(call, future))
         return events
 
     def progress(self) -> dict[str, WorkerProgress]:
@@ -165,13 +164,13 @@ class WorkerPool:
         worker: str,
         method: str,
         *arguments: Any,
-        on_success: Callable[[Any], PoolEvent | None],
+        on_success: Callable[[Any], PoolEvent],
         shard: int | None = None,
     ) -> None:
         future = self._handles[worker].call(method, *arguments)
         self._calls[future] = _Call(worker, on_success, shard)
 
-    def _outcome(self, call: _Call, future: Future[Any]) -> PoolEvent | None:
+    def _outcome(self, call: _Call, future: Future[Any]) -> PoolEvent:
         try:
             return call.on_success(future.result())
         except Exception as error:  # whatever happened to the worker becomes an event; the scheduler decides

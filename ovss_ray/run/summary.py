@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ovss_ray.images.stores import StorageOptions
-from ovss_ray.labels.reading import open_run
-from ovss_ray.run.directory import SUMMARY_FILE, RunDirectory
+from ovss_ray.labels.reading import Run, open_run
+from ovss_ray.run.directory import RUN_FILE, SUMMARY_FILE, RunDirectory
 from ovss_ray.run.manifest import Manifest
 from ovss_ray.run.progress import Progress
 
@@ -53,8 +53,8 @@ def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progr
     if session is None and (stored := directory.read_json(SUMMARY_FILE)) is not None:
         return RunSummary(**{**stored, "run": directory.uri})
     with open_run(directory.uri, directory.storage_options) as run:
-        statuses = dict(run.status_counts())
-        failures = run.failure_reasons(limit=TOP_REASONS)
+        statuses = run.status_counts()
+        failures = _failure_reasons(run)
     summary = RunSummary(
         run=directory.uri,
         images=manifest.images,
@@ -97,8 +97,10 @@ def read_status(run: str, storage_options: StorageOptions | None = None) -> RunS
     """
     with open_run(run, storage_options) as opened:
         directory = RunDirectory(run, storage_options)
-        manifest = Manifest.from_json(opened.record["manifest"])
-        done = directory.done_shards()
+        record = directory.read_json(RUN_FILE)
+        assert record is not None  # open_run has just read it
+        manifest = Manifest.from_json(record["manifest"])
+        done = opened.shards_done()
         return RunState(
             run=run,
             method=opened.job["method"],
@@ -108,17 +110,26 @@ def read_status(run: str, storage_options: StorageOptions | None = None) -> RunS
             images_done=sum(manifest.images_in(shard) for shard in done),
             shards=manifest.shards,
             shards_done=len(done),
-            statuses=dict(opened.status_counts()) if done else {},
-            failures=opened.failure_reasons(limit=TOP_REASONS) if done else [],
+            statuses=opened.status_counts(),
+            failures=_failure_reasons(opened) if done else [],
             last_shard_at=_last_write(directory, done),
         )
 
 
-def _last_write(directory: RunDirectory, done: set[int]) -> str | None:
+def _failure_reasons(run: Run) -> list[dict[str, Any]]:
+    rows = run.sql(
+        "SELECT status, error, count(*) AS images, min(uri) AS example FROM images WHERE status != 'ok' "
+        f"GROUP BY status, error ORDER BY images DESC, status, error LIMIT {TOP_REASONS}"
+    )
+    names = ("status", "error", "images", "example")
+    return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
+
+
+def _last_write(directory: RunDirectory, done: list[int]) -> str | None:
     if not done:
         return None
     # Shards are given out in order, so the latest is among the last few ids.
-    names = [directory.path(directory.shard_name(shard)) for shard in sorted(done)[-32:]]
+    names = [directory.path(directory.shard_name(shard)) for shard in done[-32:]]
     latest: datetime = max(directory.fs.modified(name) for name in names)
     return latest.astimezone(timezone.utc).isoformat(timespec="seconds")
 

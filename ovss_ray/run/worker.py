@@ -21,7 +21,7 @@ import torch
 from ovss_ray.errors import ImageError, RunFailedError, WeightsError
 from ovss_ray.images.fetching import Fetcher
 from ovss_ray.labels.shard import ImageRow, encode_shard, failed_row, summarise
-from ovss_ray.models.clip import resolve_weights
+from ovss_ray.models.sources import resolve_weights
 from ovss_ray.run.directory import RUN_FILE, RunDirectory, is_final
 from ovss_ray.run.job import LabellingJob
 from ovss_ray.run.manifest import ManifestReader
