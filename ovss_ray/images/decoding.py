@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,16 @@ DECODING_VERSION = 1
 
 DEFAULT_MAX_PIXELS = 100_000_000
 
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    def load_prepare(self) -> None:
+        """Take the memory before the plugin does: it would first apply the global limit that Image.open has."""
+        size = getattr(self, "_tile_size", None)  # older releases have neither this nor the limit
+        if size is not None and self._im is None:
+            self.im = Image.new(self.mode, size, None).im
+        super().load_prepare()
+
+
 # The classes themselves, not Image.open: that one tries every plugin (some start programs), and its guard against
 # huge images is a global of the process.
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
@@ -34,12 +45,11 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
     "GIF": GifImagePlugin.GifImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
+    "TIFF": _Tiff,
     "BMP": BmpImagePlugin.BmpImageFile,
 }
 
-_ORIENTATION_TAG = 0x0112
-_BITS_PER_SAMPLE_TAG = 258
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 274, 258, 262  # tags of EXIF and TIFF
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,8 +71,8 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
     * several frames or pages: the first one;
     * grey: three equal channels; 1 bit: 0 and 255; palettes: their colours;
     * alpha and transparent palette entries: laid over white; the colour key of a 16-bit RGB PNG is ignored;
-    * CMYK (JPEG by Adobe's inverted convention, TIFF as stored): 255 - min(255, colour + black); embedded profiles
-      (ICC) are ignored; YCbCr and HSV by their formulas; LAB to sRGB by LittleCMS;
+    * CMYK (JPEG by Adobe's inverted convention, TIFF as stored): (255 - colour) x (255 - black) / 255, rounded; YCbCr
+      by the JPEG (full range) formula; LAB to sRGB by LittleCMS; colour profiles (ICC) in files are ignored;
     * 16 bits a channel: the upper 8 bits (12-bit grey: the upper 8 of the 12); 32-bit integers: clipped to 0..65535,
       then as 16 bits; floats: 0..1 becomes 0..255, rounded, clipped, NaN is 0.
 
@@ -94,7 +104,7 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
     except ImageError:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
-        raise ImageError("too_large", f"the {kind} image does not fit into memory") from error
+        raise ImageError("too_large", f"{kind} too large to decode: {error or 'no memory left'}") from error
     except Exception as error:  # hostile bytes raise anything in Pillow, and none of it may end the run
         reason = " ".join(str(error).split()) or type(error).__name__
         if _NOT_OURS.search(reason):
@@ -103,8 +113,8 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
 
 
 def _why_no_image(kind: str | None, data: bytes) -> tuple[str, str]:
-    if kind == "HTML page":
-        return "unsupported", "an HTML page, not an image; the server may have answered with a page instead of the file"
+    if kind in ("HTML page", "XML document", "JSON document"):
+        return "unsupported", f"{kind}, not an image; perhaps a server answered with an error instead of the file"
     if kind is not None:
         return "unsupported", f"{kind}; only {', '.join(_PLUGINS)} are read"
     if not any(data[:4096]):
@@ -115,13 +125,9 @@ def _why_no_image(kind: str | None, data: bytes) -> tuple[str, str]:
 def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
     deep_colour = any(";16" in str(tile.args) for tile in image.tile)  # read before load() empties the tiles
     image.load()
-    if image.mode.startswith("I;16"):
-        return _grey(_upper_bits(np.asarray(image), _bits_per_sample(image)))
-    if image.mode == "I":
-        return _grey(_upper_bits(np.asarray(image), 16))
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image), nan=0.0)
-        return _grey(np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8))
+    grey = _deep_grey(image)
+    if grey is not None:
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
@@ -135,23 +141,25 @@ def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upper_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    upper: np.ndarray = np.clip(values, 0, (1 << bits) - 1).astype(np.uint32) >> (bits - 8)
-    return upper.astype(np.uint8)
-
-
-def _bits_per_sample(image: Image.Image) -> int:
-    bits: Any = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))
-    return 12 if tuple(bits) == (12,) else 16
-
-
-def _grey(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(values).convert("RGB")
+def _deep_grey(image: Image.Image) -> np.ndarray | None:
+    """A grey image with more than 8 bits as uint8 [H, W]; None for every other image."""
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I"):
+        bits = 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16
+        grey = np.clip(np.asarray(image), 0, (1 << bits) - 1) >> (bits - 8)
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image), nan=0.0)
+        grey = np.rint(np.clip(values, 0.0, 1.0) * 255.0)
+    else:
+        return None
+    # Pillow heeds "0 is white" for 8 bits only.
+    positive = 255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey
+    return np.asarray(positive, np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged metadata beside sound pixels: the image is taken as it is stored
         return 1
     return value if isinstance(value, int) else 1

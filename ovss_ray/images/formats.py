@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import re
+import struct
+
+# "BM" alone begins many a text, so the size of the header that follows it is looked at.
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 
 # (format, offset, first bytes): what the decoder reads, and what people hand it by mistake.
 _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
@@ -15,7 +20,7 @@ _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("TIFF", 0, b"MM\x00*"),
     ("TIFF", 0, b"II+\x00"),
     ("TIFF", 0, b"MM\x00+"),
-    ("BMP", 0, b"BM"),
+    *(("BMP", 14, struct.pack("<I", size)) for size in _BMP_HEADERS),
     ("PSD", 0, b"8BPS"),
     ("EPS", 0, b"%!PS"),
     ("EPS", 0, b"\xc5\xd0\xd3\xc6"),
@@ -52,7 +57,7 @@ def sniff_format(data: bytes) -> str | None:
     """The format of a file by its content, e.g. "JPEG", "PSD" or "HTML page"; None if it is nothing known."""
     head = data[:1024]
     for name, offset, signature in _SIGNATURES:
-        if head.startswith(signature, offset):
+        if head.startswith(signature, offset) and (name != "BMP" or head.startswith(b"BM")):
             return name
     head = head.removeprefix(b"\xef\xbb\xbf")
     if _HTML.match(head):
@@ -69,4 +74,8 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def _is_text(head: bytes) -> bool:
-    return all(byte >= 0x20 or byte in b"\t\n\r\f" for byte in head) and b"\x7f" not in head
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # which lets the head end within a character
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character in "\t\n\r\f" for character in text)

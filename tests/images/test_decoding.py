@@ -1,0 +1,614 @@
+"""Decoding: exact pixels for every mode and format, and one answer, an ImageError, for everything that is no image."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ovss_ray.errors import ImageError
+from ovss_ray.images import DECODING_VERSION, decode_image
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png(values: np.ndarray, bits: int, colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG written by hand: [H, W] or [H, W, C] values of `bits` each; Pillow cannot write most of these."""
+    rows = values.reshape(len(values), -1)
+    if bits < 8:
+        planes = (rows[:, :, None] >> np.arange(bits)[::-1]) & 1
+        packed = np.packbits(planes.reshape(len(rows), -1).astype(np.uint8), axis=1)
+    else:
+        packed = rows.astype(f">u{bits // 8}").view(np.uint8)
+    data = b"".join(b"\0" + row.tobytes() for row in packed)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour_type, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
+    )
+
+
+def tiff(
+    values: np.ndarray, order: str = "<", *, photometric: int = 1, sample_format: int = 1, bits: int | None = None
+) -> bytes:
+    """An uncompressed TIFF written by hand from [H, W] or [H, W, C] values in their own type."""
+    height, width = values.shape[:2]
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    bits = bits or values.dtype.itemsize * 8
+    if bits == 12:  # two values in three bytes
+        planes = (values[:, :, None] >> np.arange(12)[::-1]) & 1
+        body = np.packbits(planes.reshape(height, -1).astype(np.uint8), axis=1).tobytes()
+    else:
+        body = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    depths = struct.pack(f"{order}{channels}H", *[bits] * channels)
+    entries = [
+        (256, 4, 1, struct.pack(f"{order}I", width)),
+        (257, 4, 1, struct.pack(f"{order}I", height)),
+        (258, 3, channels, depths if channels < 3 else struct.pack(f"{order}I", 8 + len(body))),
+        (259, 3, 1, struct.pack(f"{order}H", 1)),
+        (262, 3, 1, struct.pack(f"{order}H", photometric)),
+        (273, 4, 1, struct.pack(f"{order}I", 8)),
+        (277, 3, 1, struct.pack(f"{order}H", channels)),
+        (278, 4, 1, struct.pack(f"{order}I", height)),
+        (279, 4, 1, struct.pack(f"{order}I", len(body))),
+        (339, 3, 1, struct.pack(f"{order}H", sample_format)),
+    ]
+    offset = 8 + len(body) + len(depths)
+    padding = b"\0" * (offset % 2)
+    directory = struct.pack(f"{order}H", len(entries)) + b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count) + value.ljust(4, b"\0") for tag, kind, count, value in entries
+    )
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    start = struct.pack(f"{order}I", offset + len(padding))
+    return mark + start + body + depths + padding + directory + struct.pack(f"{order}I", 0)
+
+
+def same(data: bytes, expected: np.ndarray) -> None:
+    decoded = decode_image(data)
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.c_contiguous
+    assert decoded.flags.writeable
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    return np.stack([values] * 3, axis=-1)
+
+
+@pytest.fixture
+def rgb(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 256, (7, 11, 3), dtype=np.uint8)
+
+
+# Eight bits a channel.
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}),
+        ("BMP", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_lossless_colour(kind: str, options: dict[str, Any], rgb: np.ndarray) -> None:
+    same(encoded(Image.fromarray(rgb), kind, **options), rgb)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
+def test_lossless_grey(kind: str, rgb: np.ndarray) -> None:
+    same(encoded(Image.fromarray(rgb[..., 0]), kind), grey(rgb[..., 0]))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_lossy_formats_stay_close(kind: str) -> None:
+    y, x = np.mgrid[:48, :64]
+    smooth = np.stack([x * 4, y * 5, 255 - x * 2 - y * 2], axis=-1).astype(np.uint8)
+    decoded = decode_image(encoded(Image.fromarray(smooth), kind, quality=95))
+    assert np.abs(decoded.astype(int) - smooth).mean() < 3
+    decoded = decode_image(encoded(Image.fromarray(smooth[..., 1]), kind, quality=95))
+    assert np.abs(decoded.astype(int) - grey(smooth[..., 1])).mean() < 3
+    if kind == "JPEG":
+        progressive = encoded(Image.fromarray(smooth), kind, quality=95, progressive=True)
+        np.testing.assert_array_equal(
+            decode_image(progressive), decode_image(encoded(Image.fromarray(smooth), kind, quality=95))
+        )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
+def test_one_bit_is_black_and_white(kind: str, rgb: np.ndarray) -> None:
+    bits = rgb[..., 0] > 127
+    same(encoded(Image.fromarray(bits), kind), grey(bits.astype(np.uint8) * 255))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_below_eight_bits_spans_the_whole_range(bits: int, rng: np.random.Generator) -> None:
+    top = (1 << bits) - 1
+    values = rng.integers(0, top + 1, (5, 9))
+    same(png(values, bits, 0), grey((values * 255 // top).astype(np.uint8)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes_become_their_colours(bits: int, rng: np.random.Generator) -> None:
+    palette = rng.integers(0, 256, (1 << bits, 3), dtype=np.uint8)
+    indices = rng.integers(0, 1 << bits, (5, 9))
+    same(png(indices, bits, 3, (b"PLTE", palette.tobytes())), palette[indices])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
+def test_palettes_in_other_formats(kind: str, rng: np.random.Generator) -> None:
+    palette = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+    indices = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(indices).convert("L")
+    image.putpalette(palette.tobytes())
+    same(encoded(image, kind), palette[indices])
+
+
+# Alpha, laid over white.
+
+
+def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Integer rounding of colour * alpha + white * (1 - alpha)."""
+    part = alpha.astype(int)[..., None]
+    return ((colour.astype(int) * part + 255 * (255 - part)) * 2 + 255) // 510
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True})])
+def test_alpha_is_laid_over_white(kind: str, options: dict[str, Any], rng: np.random.Generator) -> None:
+    rgba = rng.integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    rgba[0, :, 3], rgba[1, :, 3] = 0, 255
+    expected = over_white(rgba[..., :3], rgba[..., 3])
+    assert (expected[0] == 255).all()
+    assert (expected[1] == rgba[1, :, :3]).all()
+    same(encoded(Image.fromarray(rgba), kind, **options), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_with_alpha(kind: str, rng: np.random.Generator) -> None:
+    pair = rng.integers(0, 256, (8, 8, 2), dtype=np.uint8)
+    same(encoded(Image.fromarray(pair, "LA"), kind), over_white(grey(pair[..., 0]), pair[..., 1]))
+
+
+def test_transparent_palette_entries(rng: np.random.Generator) -> None:
+    palette = rng.integers(0, 256, (16, 3), dtype=np.uint8)
+    alpha = rng.integers(0, 256, 16, dtype=np.uint8)
+    indices = rng.integers(0, 16, (5, 9))
+    same(
+        png(indices, 4, 3, (b"PLTE", palette.tobytes()), (b"tRNS", alpha.tobytes())),
+        over_white(palette[indices], alpha[indices]),
+    )
+
+
+def test_a_transparent_gif_colour() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    same(encoded(image, "GIF", transparency=0), np.array([[[255, 255, 255], [40, 50, 60]]]))
+
+
+def test_colour_keys(rng: np.random.Generator) -> None:
+    rgb = rng.integers(0, 2, (6, 6, 3)) * 200
+    expected = np.where((rgb == [200, 0, 200]).all(-1, keepdims=True), 255, rgb)
+    same(png(rgb, 8, 2, (b"tRNS", struct.pack(">3H", 200, 0, 200))), expected)
+    values = rng.integers(0, 3, (6, 6)) * 100
+    same(png(values, 8, 0, (b"tRNS", struct.pack(">H", 100))), grey(np.where(values == 100, 255, values)))
+
+
+# More than eight bits a channel: a fixed rule, so that equal values stay equal across images.
+
+
+@pytest.fixture
+def deep(rng: np.random.Generator) -> np.ndarray:
+    values = rng.integers(0, 65536, (6, 8, 4), dtype=np.uint16)
+    values[0, 0], values[0, 1] = 0, 65535
+    return values
+
+
+def test_sixteen_bit_grey_keeps_the_upper_byte(deep: np.ndarray) -> None:
+    values = deep[..., 0]
+    upper = grey(values >> 8)
+    same(png(values, 16, 0), upper)
+    same(tiff(values, "<"), upper)
+    same(tiff(values, ">"), upper)
+    same(tiff(values, "<", photometric=0), 255 - upper)
+
+
+def test_a_dark_sixteen_bit_image_is_not_stretched() -> None:
+    values = np.full((4, 4), 300, np.uint16)
+    values[0, 0] = 600
+    same(png(values, 16, 0), grey(values >> 8))
+
+
+def test_sixteen_bit_colour_keeps_the_upper_byte(deep: np.ndarray) -> None:
+    colour = deep[..., :3]
+    same(png(colour, 16, 2), colour >> 8)
+    same(tiff(colour, "<", photometric=2), colour >> 8)
+    same(tiff(colour, ">", photometric=2), colour >> 8)
+
+
+def test_sixteen_bit_alpha(deep: np.ndarray) -> None:
+    eight = (deep >> 8).astype(np.uint8)
+    same(png(deep, 16, 6), over_white(eight[..., :3], eight[..., 3]))
+    same(png(deep[..., 2:], 16, 4), over_white(grey(eight[..., 2]), eight[..., 3]))
+
+
+def test_the_colour_key_of_a_sixteen_bit_image_is_ignored(deep: np.ndarray) -> None:
+    key = (b"tRNS", struct.pack(">3H", *deep[3, 3, :3].tolist()))
+    same(png(deep[..., :3], 16, 2, key), deep[..., :3] >> 8)
+
+
+def test_twelve_bit_grey_keeps_its_own_upper_bits(deep: np.ndarray) -> None:
+    values = deep[..., 0] >> 4
+    same(tiff(values, bits=12), grey(values >> 4))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_wide_integers_are_clipped_to_sixteen_bits(order: str) -> None:
+    values = np.array([[-5, 0, 255, 256, 32768, 65535, 65536, 2**31 - 1]])
+    same(tiff(values.astype(np.int32), order, sample_format=2), grey(np.array([[0, 0, 0, 1, 128, 255, 255, 255]])))
+    signed = np.array([[-32768, -1, 0, 256, 32767]], np.int16)
+    same(tiff(signed, order, sample_format=2), grey(np.array([[0, 0, 0, 1, 127]])))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_floats_span_zero_to_one(order: str) -> None:
+    values = np.array([[-1.0, 0.0, 0.5, 1.0, 7.0, np.nan, np.inf, -np.inf, 100 / 255]], np.float32)
+    expected = grey(np.array([[0, 0, 128, 255, 255, 0, 255, 0, 100]]))
+    same(tiff(values, order, sample_format=3), expected)
+    same(tiff(values, order, sample_format=3, photometric=0), 255 - expected)
+
+
+# Other colour spaces.
+
+
+def from_cmyk(cmyk: np.ndarray) -> np.ndarray:
+    colour, black = cmyk[..., :3].astype(int), cmyk[..., 3:].astype(int)
+    return np.rint((255 - colour) * (255 - black) / 255)
+
+
+def test_cmyk_tiff(rng: np.random.Generator) -> None:
+    cmyk = rng.integers(0, 256, (9, 9, 4), dtype=np.uint8)
+    decoded = decode_image(encoded(Image.fromarray(cmyk, "CMYK"), "TIFF"))
+    assert np.abs(decoded - from_cmyk(cmyk)).max() <= 1
+
+
+def test_inverted_cmyk_of_adobe_jpeg() -> None:
+    cmyk = np.empty((16, 16, 4), np.uint8)
+    cmyk[:] = (200, 30, 90, 40)
+    data = encoded(Image.fromarray(cmyk, "CMYK"), "JPEG", quality=100)
+    assert b"Adobe" in data
+    assert np.abs(decode_image(data) - from_cmyk(cmyk)).max() <= 2
+
+
+def test_ycbcr_tiff_by_the_jpeg_formula(rng: np.random.Generator) -> None:
+    ycc = rng.integers(60, 200, (9, 9, 3), dtype=np.uint8)
+    y, cb, cr = (ycc[..., channel].astype(float) for channel in range(3))
+    red, blue = y + 1.402 * (cr - 128), y + 1.772 * (cb - 128)
+    green = y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128)
+    expected = np.clip(np.stack([red, green, blue], -1), 0, 255)
+    decoded = decode_image(encoded(Image.fromarray(ycc, "YCbCr"), "TIFF"))
+    assert np.abs(decoded - expected).max() <= 1.5
+
+
+def test_lab_tiff_has_its_neutral_axis_grey() -> None:
+    lab = np.zeros((1, 3, 3), np.uint8)
+    lab[0, :, 0] = (0, 128, 255)
+    decoded = decode_image(encoded(Image.fromarray(lab, "LAB"), "TIFF")).astype(int)
+    assert np.ptp(decoded, axis=-1).max() <= 2
+    assert decoded[0, 0].max() <= 1
+    assert abs(decoded[0, 1, 0] - 119) <= 3  # L* = 50 is sRGB 119
+    assert decoded[0, 2].min() >= 254
+
+
+# Orientation, frames, sizes.
+
+STORED_FOR: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED_FOR)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})],
+)
+def test_the_exif_orientation_is_applied(kind: str, options: dict[str, Any], orientation: int, rgb: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = np.ascontiguousarray(STORED_FOR[orientation](rgb))
+    same(encoded(Image.fromarray(stored), kind, exif=exif, **options), rgb)
+
+
+@pytest.mark.parametrize("orientation", STORED_FOR)
+def test_the_exif_orientation_of_a_jpeg(orientation: int) -> None:
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :16] = (255, 0, 0)
+    upright[:16, 32:] = (0, 255, 0)
+    upright[16:, :16] = (0, 0, 255)
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = np.ascontiguousarray(STORED_FOR[orientation](upright))
+    decoded = decode_image(encoded(Image.fromarray(stored), "JPEG", exif=exif, quality=95))
+    assert decoded.shape == upright.shape
+    assert np.abs(decoded.astype(int) - upright).mean() < 8
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_a_senseless_orientation_is_ignored(value: int, rgb: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[274] = value
+    same(encoded(Image.fromarray(rgb), "PNG", exif=exif), rgb)
+
+
+def test_damaged_exif_does_not_cost_the_image(rgb: np.ndarray) -> None:
+    whole = encoded(Image.fromarray(rgb), "JPEG")
+    broken = encoded(Image.fromarray(rgb), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
+    np.testing.assert_array_equal(decode_image(broken), decode_image(whole))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_the_first_frame_is_taken(kind: str) -> None:
+    first, second = Image.new("RGB", (6, 5), (255, 0, 0)), Image.new("RGB", (6, 5), (0, 0, 255))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(first, kind, save_all=True, append_images=[second], **options)
+    same(data, np.broadcast_to(np.uint8([255, 0, 0]), (5, 6, 3)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_degenerate_sizes(kind: str, size: tuple[int, int]) -> None:
+    decoded = decode_image(encoded(Image.new("RGB", size, (0, 0, 255)), kind))
+    assert decoded.shape == (size[1], size[0], 3)
+    assert np.abs(decoded.astype(int) - [0, 0, 255]).max() <= 2
+
+
+# What is no image, or too much of one.
+
+
+def test_an_empty_file() -> None:
+    with pytest.raises(ImageError, match=r"empty file \(0 bytes\)") as caught:
+        decode_image(b"")
+    assert caught.value.status == "corrupt"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"<!DOCTYPE html><html><body>404</body></html>", "HTML page"),
+        (b"\n <!-- proxy --> <HTML>", "HTML page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML document.*server answered"),
+        (b"<?xml version='1.0'?><svg xmlns='x'/>", "SVG"),
+        (b'{"error": "expired"}', "JSON document"),
+        ("just some näive text".encode(), "text file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "text file"),
+        (b"8BPS\0\1" + bytes(20), "PSD"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "EPS"),
+        (b"\xc5\xd0\xd3\xc6" + bytes(30), "EPS"),
+        (b"%PDF-1.7\n", "PDF"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"PK\x03\x04" + bytes(30), "ZIP"),
+        (b"\0\0\1\0\1\0" + bytes(30), "ICO"),
+        (b"P6\n1 1\n255\n\1\2\3", "PNM"),
+        (b"\x9c\x01\x88\xfe\x00\x03", "not an image: begins with 9c 01 88"),
+        (b"BMW is a maker of cars", "text file"),
+    ],
+)
+def test_other_kinds_of_files_are_named(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason) as caught:
+        decode_image(data)
+    assert caught.value.status == "unsupported"
+
+
+def test_a_file_of_zeros_is_damaged() -> None:
+    with pytest.raises(ImageError, match="zeros") as caught:
+        decode_image(bytes(5000))
+    assert caught.value.status == "corrupt"
+
+
+def claims(kind: str, width: int, height: int) -> bytes:
+    """A small file whose header claims another size."""
+    data = bytearray(encoded(Image.new("RGB", (8, 8)), kind))
+    if kind == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif kind == "BMP":
+        data[18:26] = struct.pack("<ii", width, height)
+    elif kind == "GIF":
+        data[6:10] = struct.pack("<HH", width, height)
+    elif kind == "JPEG":
+        frame = data.index(b"\xff\xc0")
+        data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "JPEG"])
+def test_bombs_are_refused_by_their_header(kind: str) -> None:
+    with pytest.raises(ImageError, match="60000 x 50000 pixels, over the limit of 100000000") as caught:
+        decode_image(claims(kind, 60000, 50000))
+    assert caught.value.status == "too_large"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_pixel_limit_is_ours_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("RGB", (30, 20)), kind)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode_image(data, max_pixels=600).shape == (20, 30, 3)
+    with pytest.raises(ImageError, match="30 x 20 pixels, over the limit of 599") as caught:
+        decode_image(data, max_pixels=599)
+    assert caught.value.status == "too_large"
+
+
+# Damage.
+
+
+def samples() -> dict[str, bytes]:
+    pixels = np.random.default_rng(1).integers(0, 256, (24, 31, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6
+    image = Image.fromarray(pixels)
+    found = {kind: encoded(image, kind) for kind in FORMATS}
+    found["JPEG with EXIF"] = encoded(image, "JPEG", exif=exif)
+    found["progressive JPEG"] = encoded(image, "JPEG", progressive=True)
+    found["CMYK JPEG"] = encoded(image.convert("CMYK"), "JPEG")
+    found["LZW TIFF"] = encoded(image, "TIFF", compression="tiff_lzw", exif=exif)
+    found["JPEG TIFF"] = encoded(image, "TIFF", compression="jpeg")
+    found["palette PNG"] = encoded(image.quantize(16), "PNG", transparency=3)
+    found["deep PNG"] = png(pixels[..., 0].astype(np.uint16) << 8, 16, 0)
+    found["animated GIF"] = encoded(image, "GIF", save_all=True, append_images=[image.rotate(90)])
+    found["animated WebP"] = encoded(image, "WEBP", save_all=True, append_images=[image.rotate(90)])
+    return found
+
+
+SAMPLES = samples()
+
+
+def outcome(data: bytes) -> np.ndarray | ImageError:
+    try:
+        return decode_image(data, max_pixels=300_000)
+    except ImageError as error:
+        return error
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_a_file_cut_anywhere_is_an_error_or_whole(kind: str) -> None:
+    data = SAMPLES[kind]
+    whole = decode_image(data)
+    cuts = np.unique(np.linspace(1, len(data) - 1, 150).astype(int))
+    failed = 0
+    for cut in cuts.tolist():
+        result = outcome(data[:cut])
+        if isinstance(result, ImageError):
+            assert result.status in ("corrupt", "unsupported")
+            failed += 1
+        else:
+            np.testing.assert_array_equal(result, whole)
+    assert failed > len(cuts) / 3  # animated files are whole as soon as their first frame is
+
+
+def test_a_photograph_cut_in_the_middle_is_corrupt() -> None:
+    for kind in FORMATS:
+        with pytest.raises(ImageError) as caught:
+            decode_image(SAMPLES[kind][: len(SAMPLES[kind]) // 2])
+        assert caught.value.status == "corrupt"
+
+
+def only_image_errors(data: bytes) -> None:
+    result = outcome(data)
+    if isinstance(result, ImageError):
+        assert result.status in ("corrupt", "unsupported", "too_large")
+        assert result.reason
+    else:
+        assert result.dtype == np.uint8
+        assert result.ndim == 3
+        assert result.shape[2] == 3
+
+
+EDITS = st.lists(
+    st.tuples(st.integers(0, 1 << 16), st.integers(0, 3), st.binary(min_size=1, max_size=6)), min_size=1, max_size=6
+)
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+@settings(max_examples=100, deadline=None)
+@given(edits=EDITS, head=st.booleans())
+def test_damaged_files_end_as_image_errors(kind: str, edits: list[tuple[int, int, bytes]], head: bool) -> None:
+    data = bytearray(SAMPLES[kind])
+    for place, edit, replacement in edits:
+        position = place % min(len(data) or 1, 200 if head else 1 << 16)  # headers matter most
+        if edit == 0:
+            data[position : position + len(replacement)] = replacement
+        elif edit == 1:
+            data[position:position] = replacement
+        elif edit == 2:
+            del data[position : position + len(replacement)]
+        else:
+            data[position % (len(data) or 1) :] = b"" if place % 5 == 0 else data[position:]
+    only_image_errors(bytes(data))
+
+
+SIGNATURES = [
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF89a",
+    b"RIFF\x20\0\0\0WEBPVP8 ",
+    b"II*\0\x08\0\0\0",
+    b"MM\0*",
+    b"BM",
+    b"",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(SIGNATURES), st.binary(max_size=300))
+def test_random_bytes_end_as_image_errors(signature: bytes, data: bytes) -> None:
+    only_image_errors(signature + data)
+
+
+# Real photographs, and use by many threads.
+
+
+def test_threads_decode_alike() -> None:
+    alone = [decode_image(data) for data in SAMPLES.values()]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            for together, expected in zip(pool.map(decode_image, SAMPLES.values()), alone, strict=True):
+                np.testing.assert_array_equal(together, expected)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the photographs are not here")
+def test_photographs_decode_as_pillow_alone_decodes_them() -> None:
+    photographs = [
+        path
+        for folder in (
+            "camvid/val",
+            "voc/images",
+            "coco_panoptic_samples/input_images",
+            "clip_golden",
+            "ade20k_samples",
+        )
+        for path in sorted((SHARED / folder).rglob("*"))[:12]
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    ]
+    assert len(photographs) > 20
+    for path in photographs:
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGB"))
+        same(path.read_bytes(), expected)
+
+
+def test_the_version_is_a_number_for_the_fingerprint() -> None:
+    assert isinstance(DECODING_VERSION, int)
