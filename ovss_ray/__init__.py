@@ -13,7 +13,7 @@ from ovss_ray.version import __version__
 
 if TYPE_CHECKING:
     from ovss_ray.labels.reading import open_run
-    from ovss_ray.run import run_job
+    from ovss_ray.run.driver import run_job
     from ovss_ray.segmenters import Segmentation, Segmenter, load_segmenter, method_names
     from ovss_ray.spec import JobSpec
     from ovss_ray.vocabulary import Vocabulary, load_vocabulary
@@ -41,7 +41,7 @@ _HOMES = {
     "load_vocabulary": "ovss_ray.vocabulary",
     "method_names": "ovss_ray.segmenters",
     "open_run": "ovss_ray.labels.reading",
-    "run_job": "ovss_ray.run",
+    "run_job": "ovss_ray.run.driver",
 }
 
 
