@@ -1,4 +1,7 @@
-"""What comes out of a run: label-map codecs, class statistics, shard files, and reading them back."""
+"""What comes out of a run: label-map codecs, class statistics and shard files.
+
+Reading a run back is in `ovss_ray.labels.reading`, which is not imported here: those who write need no DuckDB.
+"""
 
 from ovss_ray.labels.codecs import CODECS, decode_label_map, encode_label_map
 from ovss_ray.labels.schema import check_schema, load_contract, load_schema
