@@ -1,0 +1,165 @@
+"""Runs of the real command, interrupted at any moment and continued, on a local disk and on S3."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ovss_ray import open_run
+from ovss_ray.images.stores import open_store
+from tests.run.conftest import CLIP, draw_photos
+
+IMAGES = 240
+SHARD_SIZE = 4
+SHARDS = IMAGES // SHARD_SIZE
+
+
+@pytest.fixture(scope="module")
+def many_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_photos(tmp_path_factory.mktemp("many"), IMAGES)
+
+
+def command(source: str, run: str, engine: str) -> list[str]:
+    job = ["label", source, run, "--classes", "cat,dog,grass,sky", "--templates", "single", "--clip", CLIP]
+    return [sys.executable, "-m", "ovss_ray", *job, "--shard-size", str(SHARD_SIZE), "--engine", engine]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """The command in a session of its own, so that all its processes can be found again."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        arguments, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+
+
+def kill_tree(root: int) -> None:
+    """SIGKILL a process and all its descendants, Ray's included, whatever session they have moved to."""
+    doomed = [root]
+    for pid in doomed:
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            doomed += [int(child) for child in task.read_text().split()]
+    for pid in doomed:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+class Finished:
+    """The shard files of a run as they were seen: name -> digest of the bytes."""
+
+    def __init__(self, run: str) -> None:
+        self._fs, root = open_store(run)
+        self._folder = f"{root}/shards"
+        self.seen: dict[str, str] = {}
+
+    def look(self) -> int:
+        """Check that no shard seen before has changed; returns how many there are now."""
+        self._fs.invalidate_cache()
+        try:
+            names = self._fs.ls(self._folder, detail=False)
+        except FileNotFoundError:
+            return 0
+        now = {name: hashlib.sha256(self._fs.cat_file(name)).hexdigest() for name in names}
+        assert {name: now.get(name) for name in self.seen} == self.seen
+        self.seen = now
+        return len(now)
+
+    def count(self) -> int:
+        self._fs.invalidate_cache()
+        try:
+            return len(self._fs.ls(self._folder, detail=False))
+        except FileNotFoundError:
+            return 0
+
+
+def interrupt_often_then_finish(source: str, run: str, engine: str, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    shards = Finished(run)
+    for kill in range(kills):
+        before = shards.look()
+        process = start(command(source, run, engine))
+        if chance.random() < 0.3:
+            time.sleep(chance.uniform(0.3, 5.0))  # somewhere in the start, planning included
+        else:
+            # Somewhere in the work: after some shards more, leaving enough for the kills to come.
+            target = min(before + chance.randint(1, 4), SHARDS - (kills - kill))
+            while process.poll() is None and shards.count() < target:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.1))
+        assert process.poll() is None, process.communicate()[1]
+        kill_tree(process.pid)
+        process.communicate()
+    unfinished = shards.look()
+    assert unfinished < SHARDS
+    process = start(command(source, run, engine))
+    _, messages = process.communicate(timeout=240)
+    assert process.returncode == 0, messages
+    assert shards.look() == SHARDS
+    assert_complete(run)
+
+
+def assert_complete(run: str) -> None:
+    """Every image exactly once, and no file that does not belong."""
+    fs, root = open_store(run)
+    fs.invalidate_cache()
+    files = sorted(path.removeprefix(f"{root}/") for path in fs.find(root, withdirs=False))
+    expected = [f"shards/{shard:08d}.parquet" for shard in range(SHARDS)]
+    assert files == sorted(["manifest/00000.parquet", "run.json", "summary.json", "text.parquet", *expected])
+    with open_run(run) as opened:
+        rows = opened.sql("SELECT count(*), count(DISTINCT image_id), count(DISTINCT uri), max(image_id) FROM images")
+        assert rows.fetchall() == [(IMAGES, IMAGES, IMAGES, IMAGES - 1)]
+        assert opened.status_counts() == {"ok": IMAGES}
+
+
+def test_killed_at_ten_random_moments_with_ray(many_photos: Path, tmp_path: Path) -> None:
+    interrupt_often_then_finish(str(many_photos), str(tmp_path / "run"), "ray", kills=10, seed=1)
+    assert not (tmp_path / "run" / ".tmp").exists()
+
+
+def test_killed_on_s3(many_photos: Path, s3: str) -> None:
+    fs, bucket = open_store(s3)
+    fs.put(f"{many_photos}/", f"{bucket}/photos/", recursive=True)
+    interrupt_often_then_finish(f"{s3}/photos", f"{s3}/runs/first", "local", kills=3, seed=2)
+
+
+def test_ray_on_s3(many_photos: Path, s3: str) -> None:
+    fs, bucket = open_store(s3)
+    fs.put(f"{many_photos}/", f"{bucket}/photos/", recursive=True)
+    interrupt_often_then_finish(f"{s3}/photos", f"{s3}/runs/first", "ray", kills=1, seed=3)
+
+
+@pytest.fixture
+def running(many_photos: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    run = str(tmp_path / "run")
+    process = start(command(str(many_photos), run, "local"))
+    shards = Finished(run)
+    while process.poll() is None and shards.count() < 3:
+        time.sleep(0.01)
+    yield process
+    kill_tree(process.pid)
+    process.communicate()
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_run_and_says_how_to_continue(
+    running: subprocess.Popen[str], tmp_path: Path, signum: signal.Signals, code: int
+) -> None:
+    running.send_signal(signum)
+    _, messages = running.communicate(timeout=60)
+    assert running.returncode == code
+    found = re.search(rf"stopped by {signum.name}; (\d+) of {SHARDS} shards are finished and kept", messages)
+    assert found, messages
+    assert int(found[1]) == Finished(str(tmp_path / "run")).count() < SHARDS
+    assert re.search(r"Continue with:\n  ovss-ray label .* --classes cat,dog,grass,sky", messages)
+    assert not (tmp_path / "run" / ".tmp").exists()
