@@ -137,17 +137,16 @@ class Run:
             SettingError: for an unknown column.
             OvssError: if no shard is written yet.
         """
-        schema = load_schema("shard")
-        chosen = [name for name in schema.names if name not in BULKY_COLUMNS] if columns is None else list(columns)
+        known = load_schema("shard").names
+        chosen = [name for name in known if name not in BULKY_COLUMNS] if columns is None else columns
         for name in chosen:
-            if name not in schema.names:
-                hint = nearest(name, schema.names) or f"; there are {', '.join(schema.names)}"
+            if name not in known:
+                hint = nearest(name, known) or f"; there are {', '.join(known)}"
                 raise SettingError(f"images have no column {name!r}{hint}")
         statuses = [status] if isinstance(status, str) else status
         literals = ", ".join("'" + value.replace("'", "''") + "'" for value in statuses or ())
         where = "" if statuses is None else f"WHERE status IN ({literals or 'NULL'})"
-        found = self.sql(f"SELECT {', '.join(chosen)} FROM shard_rows {where} ORDER BY image_id").to_arrow_table()
-        return found.cast(pa.schema([schema.field(name) for name in chosen]))
+        return self.sql(f"SELECT {', '.join(chosen)} FROM shard_rows {where} ORDER BY image_id").to_arrow_table()
 
     def segments(self) -> pa.Table:
         """One row per image and class present, by ascending image_id and class_id.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import IOBase
 from operator import attrgetter
+from os import PathLike
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ovss_ray.errors import ImageError
+from ovss_ray.errors import ImageError, OvssError
 from ovss_ray.labels.codecs import LabelMap, encode_label_map
 from ovss_ray.labels.schema import METADATA_PREFIX, check_schema, load_schema
 from ovss_ray.labels.statistics import FloatArray, SegmentStatistics, segment_statistics
@@ -87,7 +89,8 @@ def encode_shard(rows: Iterable[ImageRow], metadata: Mapping[str, str]) -> bytes
     """The Parquet file of one shard, its rows sorted by image_id; equal input gives equal bytes.
 
     Label maps are stored as they are (they are compressed already), without dictionary or statistics; all other
-    columns are compressed with zstd.
+    columns are compressed with zstd. Hugging Face `datasets` shows the PNGs after
+    `cast_column("label_map", Image())`; it takes no hint from the footer for a binary column.
 
     Args:
         metadata: what the footer says about the shard ("fingerprint", "shard_id", ...); the keys get the prefix
@@ -110,17 +113,21 @@ def encode_shard(rows: Iterable[ImageRow], metadata: Mapping[str, str]) -> bytes
     return encoded
 
 
-def read_shard_metadata(file: str | BinaryIO) -> dict[str, str]:
+def read_shard_metadata(file: str | PathLike[str] | BinaryIO) -> dict[str, str]:
     """What the footer of a shard file says about it, keys without prefix; reads nothing but the footer.
 
     Args:
         file: path of a local file, or an open binary file.
 
     Raises:
-        OvssError: if the file is not a shard, or one of a newer major version.
+        OvssError: if the file is damaged, not a shard, or one of a newer major version.
     """
-    schema = pq.read_schema(file)
-    check_schema(schema, "shard", file if isinstance(file, str) else getattr(file, "name", "the file"))
+    where = str(getattr(file, "name", "the file")) if isinstance(file, IOBase) else str(file)
+    try:
+        schema = pq.read_schema(file)
+    except pa.ArrowInvalid as error:
+        raise OvssError(f"{where} is not a whole Parquet file: {error}") from error
+    check_schema(schema, "shard", where)
     prefix = METADATA_PREFIX.encode()
     return {
         key.removeprefix(prefix).decode(): value.decode()

@@ -172,12 +172,17 @@ def test_the_footer_says_where_the_shard_comes_from(tmp_path: Path) -> None:
     assert read_shard_metadata(io.BytesIO(data)) == expected
     path = tmp_path / "shard.parquet"
     path.write_bytes(data)
-    assert read_shard_metadata(str(path)) == expected
+    assert read_shard_metadata(str(path)) == read_shard_metadata(path) == expected
+    with path.open("rb") as file:
+        assert read_shard_metadata(file) == expected
     assert b"ovss_ray:fingerprint" in pq.read_metadata(path).metadata  # under a prefix, beside the keys of others
 
 
 def test_only_shards_are_read_as_shards(tmp_path: Path) -> None:
     path = tmp_path / "other.parquet"
+    path.write_bytes(encode_shard([one_row()], {})[:-1])
+    with pytest.raises(OvssError, match=r"other.parquet is not a whole Parquet file"):
+        read_shard_metadata(path)
     pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(OvssError, match=r"other.parquet is not written by ovss-ray"):
         read_shard_metadata(str(path))
