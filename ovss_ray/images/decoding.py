@@ -59,7 +59,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_NOT_OURS = re.compile(r"unsupported|not supported|unknown|cannot handle|not available|unrecogni[sz]ed", re.IGNORECASE)
+# What Pillow says of sound files that it has no decoder for; anything else it says means damage.
+_NOT_OURS = re.compile(
+    r"unsupported|not supported|not available|cannot handle|unknown (pixel mode|data organization)", re.IGNORECASE
+)
 
 
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:

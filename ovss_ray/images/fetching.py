@@ -31,14 +31,16 @@ from ovss_ray.version import __version__
 _FIRST_WINDOW_S = 0.5
 _LONGEST_WINDOW_S = 20.0
 _LONGEST_RETRY_AFTER_S = 60.0
+_THROTTLED_FACTOR = 4  # object stores need a while to spread a busy prefix over more servers
 
 
 class Fetcher:
     """Reads images; one instance serves many threads at once and can be pickled to other processes.
 
     A request that fails is made again after a random wait whose window doubles each time (exponential back-off with
-    full jitter), or after what a busy server asks for (429, 503, Retry-After). Missing and forbidden images are not
-    asked for twice. The retries of the drivers are switched off where they can be, so that attempts don't multiply.
+    full jitter), longer where the server says that it is busy (429, 503), and never before its Retry-After. Missing
+    and forbidden images are not asked for twice. The retries of the drivers are switched off where they can be, so that
+    attempts don't multiply.
     """
 
     def __init__(
@@ -196,11 +198,11 @@ def _describe(error: Exception, without_text: str) -> str:
 
 
 def _wait_s(attempt: int, error: Exception, throttled: bool) -> float:
-    window = min(_LONGEST_WINDOW_S, _FIRST_WINDOW_S * 2.0 ** (attempt - 1))
+    window = min(_LONGEST_WINDOW_S, _FIRST_WINDOW_S * (_THROTTLED_FACTOR if throttled else 1) * 2.0 ** (attempt - 1))
+    jitter = random.uniform(0, window)
     asked_for = _seconds(retry_after(error))
-    if asked_for is not None:  # the jitter on top keeps the threads from coming back together
-        return min(asked_for, _LONGEST_RETRY_AFTER_S) + random.uniform(0, window)
-    return random.uniform(window / 2 if throttled else 0, window)
+    # The jitter comes on top, or all threads would be back together.
+    return jitter if asked_for is None else jitter + min(asked_for, _LONGEST_RETRY_AFTER_S)
 
 
 def _seconds(retry_after_header: str | None) -> float | None:

@@ -24,7 +24,7 @@ from ovss_ray.images.stores import (
     protocol_of,
     store_failure,
 )
-from ovss_ray.images.walking import StoredFile, walk_local, walk_s3, walk_store
+from ovss_ray.images.walking import StoredFile, s3_folders, walk_local, walk_s3, walk_store
 
 DEFAULT_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
 
@@ -123,12 +123,21 @@ class _Listing:
         if list_format(self._name) is not None and not has_magic(self._source):
             return f"the list {self._source} names no image"
         if not self._other_files:
-            return f"no image found in {self._source}: no file is there"
+            return f"no image found in {self._source}: no file is there{self._nearest_folder()}"
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._other_files.most_common(5))
         return (
             f"no image found in {self._source}: {self._other_files.total()} other files were seen ({kinds}); "
             f"images are told by their extension: {', '.join(sorted(self._extensions))}"
         )
+
+    def _nearest_folder(self) -> str:
+        if protocol_of(self._source) not in ("s3", "s3a") or has_magic(self._path):
+            return ""
+        bucket, _, folder = self._path.partition("/")
+        parent = folder.rpartition("/")[0]
+        beside = s3_folders(self._fs, bucket, f"{parent}/" if parent else "")
+        close = difflib.get_close_matches(folder, beside, n=1)
+        return f" (did you mean {protocol_of(self._source)}://{bucket}/{close[0]}?)" if close else ""
 
     @property
     def _name(self) -> str:

@@ -106,9 +106,11 @@ def test_keys_with_odd_characters_survive(s3: str) -> None:
 
 
 def test_a_bucket_is_listed_across_pages(s3: str) -> None:
-    names = tuple(f"{number:05}.jpg" for number in range(1203))
-    plant_bucket(s3, names)
-    assert relative(list_images(s3), s3) == list(names)
+    names = [f"{number:02}.jpg" for number in range(23)]
+    plant_bucket(s3, tuple(names))
+    for page in (1, 5, 23):
+        options = {"s3": {"s3_additional_kwargs": {"MaxKeys": page}}}
+        assert relative(list_images(s3, storage_options=options), s3) == names
 
 
 PATTERNS = {
@@ -313,6 +315,12 @@ def test_a_misspelt_folder_suggests_the_right_one(tmp_path: Path) -> None:
     plant(tmp_path, ("photos/2024/a.jpg",))
     with pytest.raises(InputError, match=rf"no {tmp_path}/fotos/2024 \(did you mean {tmp_path}/photos\?\)"):
         list_images(tmp_path / "fotos/2024")
+
+
+def test_a_misspelt_folder_in_a_bucket_suggests_the_right_one(s3: str) -> None:
+    plant_bucket(s3, ("data/photos/a.jpg", "data/masks/a.png"))
+    with pytest.raises(InputError, match=rf"no file is there \(did you mean {s3}/data/photos\?\)"):
+        list_images(f"{s3}/data/fotos")
 
 
 def test_a_folder_without_images_says_what_is_there(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""Stores other than S3: Google Cloud Storage through gcsfs, against a small server that speaks its JSON interface."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import pytest
+
+from ovss_ray.errors import ImageError, InputError
+from ovss_ray.images import Fetcher, ImageRef, StorageOptions, list_images
+
+OBJECTS = {
+    "photos/": b"",
+    "photos/a.jpg": b"aaa",
+    "photos/b/c.png": b"c",
+    "photos/b/notes.md": b"n",
+    "photos/.trash/x.jpg": b"x",
+    "photosx/y.jpg": b"yy",
+}
+
+
+class Storage(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        address = urlsplit(self.path)
+        query = dict(parse_qsl(address.query))
+        if address.path.endswith("/b/bucket/o"):
+            self._answer(200, json.dumps(self._listing(query.get("prefix", ""))).encode())
+            return
+        key = unquote(address.path.partition("/b/bucket/o/")[2])
+        if key not in OBJECTS:
+            self._answer(404, b"{}")
+        elif query.get("alt") == "media":
+            self._answer(200, OBJECTS[key])
+        else:
+            self._answer(200, json.dumps(self._describe(key)).encode())
+
+    @staticmethod
+    def _describe(key: str) -> dict[str, str]:
+        return {"name": key, "bucket": "bucket", "size": str(len(OBJECTS[key])), "etag": f"etag of {key}"}
+
+    def _listing(self, prefix: str) -> dict[str, object]:
+        below = [key for key in OBJECTS if key.startswith(prefix)]
+        folders = {prefix + key[len(prefix) :].split("/")[0] + "/" for key in below if "/" in key[len(prefix) :]}
+        files = [self._describe(key) for key in below if "/" not in key[len(prefix) :]]
+        return {"items": files, "prefixes": sorted(folders)}
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None: ...  # gcsfs drops requests that it needs no more
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageOptions]:
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # spares a probe over gRPC, not spoken here
+    pytest.importorskip("gcsfs")
+    server = Server(("127.0.0.1", 0), Storage)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield {"gs": {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "token": "anon"}}
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_bucket_is_walked_folder_by_folder(options: StorageOptions) -> None:
+    a = ImageRef("gs://bucket/photos/a.jpg", 3, "etag of photos/a.jpg")
+    c = ImageRef("gs://bucket/photos/b/c.png", 1, "etag of photos/b/c.png")
+    y = ImageRef("gs://bucket/photosx/y.jpg", 2, "etag of photosx/y.jpg")
+    assert list(list_images("gs://bucket/photos", storage_options=options)) == [a, c]
+    assert list(list_images("gs://bucket", storage_options=options)) == [a, c, y]
+    assert list(list_images("gs://bucket/photos*/*.jpg", storage_options=options)) == [a, y]
+    assert list(list_images("gs://bucket/photos/a.jpg", storage_options=options)) == [a]
+    with pytest.raises(InputError, match="gs://bucket/nothing does not exist"):
+        list_images("gs://bucket/nothing", storage_options=options)
+
+
+def test_objects_are_fetched(options: StorageOptions) -> None:
+    fetcher = Fetcher(options)
+    assert fetcher.fetch("gs://bucket/photos/a.jpg", size_bytes=3) == b"aaa"
+    with pytest.raises(ImageError) as caught:
+        fetcher.fetch("gs://bucket/photos/missing.jpg")
+    assert caught.value.status == "not_found"
