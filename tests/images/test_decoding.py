@@ -1,86 +1,22 @@
-"""Decoding: exact pixels for every mode and format, and one answer, an ImageError, for everything that is no image."""
+"""Decoding: exact pixels for every mode and format."""
 
 from __future__ import annotations
 
-import io
 import struct
-import warnings
-import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from image_files import FORMATS, encoded, png, tiff
 from PIL import Image
 
-from ovss_ray.errors import ImageError
 from ovss_ray.images import DECODING_VERSION, decode_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png(values: np.ndarray, bits: int, colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG written by hand: [H, W] or [H, W, C] values of `bits` each; Pillow cannot write most of these."""
-    rows = values.reshape(len(values), -1)
-    if bits < 8:
-        planes = (rows[:, :, None] >> np.arange(bits)[::-1]) & 1
-        packed = np.packbits(planes.reshape(len(rows), -1).astype(np.uint8), axis=1)
-    else:
-        packed = rows.astype(f">u{bits // 8}").view(np.uint8)
-    data = b"".join(b"\0" + row.tobytes() for row in packed)
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour_type, 0, 0, 0)
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
-    )
-
-
-def tiff(
-    values: np.ndarray, order: str = "<", *, photometric: int = 1, sample_format: int = 1, bits: int | None = None
-) -> bytes:
-    """An uncompressed TIFF written by hand from [H, W] or [H, W, C] values in their own type."""
-    height, width = values.shape[:2]
-    channels = 1 if values.ndim == 2 else values.shape[2]
-    bits = bits or values.dtype.itemsize * 8
-    if bits == 12:  # two values in three bytes
-        planes = (values[:, :, None] >> np.arange(12)[::-1]) & 1
-        body = np.packbits(planes.reshape(height, -1).astype(np.uint8), axis=1).tobytes()
-    else:
-        body = values.astype(values.dtype.newbyteorder(order)).tobytes()
-    depths = struct.pack(f"{order}{channels}H", *[bits] * channels)
-    entries = [
-        (256, 4, 1, struct.pack(f"{order}I", width)),
-        (257, 4, 1, struct.pack(f"{order}I", height)),
-        (258, 3, channels, depths if channels < 3 else struct.pack(f"{order}I", 8 + len(body))),
-        (259, 3, 1, struct.pack(f"{order}H", 1)),
-        (262, 3, 1, struct.pack(f"{order}H", photometric)),
-        (273, 4, 1, struct.pack(f"{order}I", 8)),
-        (277, 3, 1, struct.pack(f"{order}H", channels)),
-        (278, 4, 1, struct.pack(f"{order}I", height)),
-        (279, 4, 1, struct.pack(f"{order}I", len(body))),
-        (339, 3, 1, struct.pack(f"{order}H", sample_format)),
-    ]
-    offset = 8 + len(body) + len(depths)
-    padding = b"\0" * (offset % 2)
-    directory = struct.pack(f"{order}H", len(entries)) + b"".join(
-        struct.pack(f"{order}HHI", tag, kind, count) + value.ljust(4, b"\0") for tag, kind, count, value in entries
-    )
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    start = struct.pack(f"{order}I", offset + len(padding))
-    return mark + start + body + depths + padding + directory + struct.pack(f"{order}I", 0)
 
 
 def same(data: bytes, expected: np.ndarray) -> None:
@@ -392,201 +328,7 @@ def test_degenerate_sizes(kind: str, size: tuple[int, int]) -> None:
     assert np.abs(decoded.astype(int) - [0, 0, 255]).max() <= 2
 
 
-# What is no image, or too much of one.
-
-
-def test_an_empty_file() -> None:
-    with pytest.raises(ImageError, match=r"empty file \(0 bytes\)") as caught:
-        decode_image(b"")
-    assert caught.value.status == "corrupt"
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"<!DOCTYPE html><html><body>404</body></html>", "HTML page"),
-        (b"\n <!-- proxy --> <HTML>", "HTML page"),
-        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML document.*server answered"),
-        (b"<?xml version='1.0'?><svg xmlns='x'/>", "SVG"),
-        (b'{"error": "expired"}', "JSON document"),
-        ("just some näive text".encode(), "text file"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "text file"),
-        (b"8BPS\0\1" + bytes(20), "PSD"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "EPS"),
-        (b"\xc5\xd0\xd3\xc6" + bytes(30), "EPS"),
-        (b"%PDF-1.7\n", "PDF"),
-        (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
-        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-        (b"PK\x03\x04" + bytes(30), "ZIP"),
-        (b"\0\0\1\0\1\0" + bytes(30), "ICO"),
-        (b"P6\n1 1\n255\n\1\2\3", "PNM"),
-        (b"\x9c\x01\x88\xfe\x00\x03", "not an image: begins with 9c 01 88"),
-        (b"BMW is a maker of cars", "text file"),
-    ],
-)
-def test_other_kinds_of_files_are_named(data: bytes, reason: str) -> None:
-    with pytest.raises(ImageError, match=reason) as caught:
-        decode_image(data)
-    assert caught.value.status == "unsupported"
-
-
-def test_a_file_of_zeros_is_damaged() -> None:
-    with pytest.raises(ImageError, match="zeros") as caught:
-        decode_image(bytes(5000))
-    assert caught.value.status == "corrupt"
-
-
-def claims(kind: str, width: int, height: int) -> bytes:
-    """A small file whose header claims another size."""
-    data = bytearray(encoded(Image.new("RGB", (8, 8)), kind))
-    if kind == "PNG":
-        data[16:24] = struct.pack(">II", width, height)
-        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    elif kind == "BMP":
-        data[18:26] = struct.pack("<ii", width, height)
-    elif kind == "GIF":
-        data[6:10] = struct.pack("<HH", width, height)
-    elif kind == "JPEG":
-        frame = data.index(b"\xff\xc0")
-        data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
-    return bytes(data)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "JPEG"])
-def test_bombs_are_refused_by_their_header(kind: str) -> None:
-    with pytest.raises(ImageError, match="60000 x 50000 pixels, over the limit of 100000000") as caught:
-        decode_image(claims(kind, 60000, 50000))
-    assert caught.value.status == "too_large"
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_the_pixel_limit_is_ours_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(Image.new("RGB", (30, 20)), kind)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert decode_image(data, max_pixels=600).shape == (20, 30, 3)
-    with pytest.raises(ImageError, match="30 x 20 pixels, over the limit of 599") as caught:
-        decode_image(data, max_pixels=599)
-    assert caught.value.status == "too_large"
-
-
-# Damage.
-
-
-def samples() -> dict[str, bytes]:
-    pixels = np.random.default_rng(1).integers(0, 256, (24, 31, 3), dtype=np.uint8)
-    exif = Image.Exif()
-    exif[274] = 6
-    image = Image.fromarray(pixels)
-    found = {kind: encoded(image, kind) for kind in FORMATS}
-    found["JPEG with EXIF"] = encoded(image, "JPEG", exif=exif)
-    found["progressive JPEG"] = encoded(image, "JPEG", progressive=True)
-    found["CMYK JPEG"] = encoded(image.convert("CMYK"), "JPEG")
-    found["LZW TIFF"] = encoded(image, "TIFF", compression="tiff_lzw", exif=exif)
-    found["JPEG TIFF"] = encoded(image, "TIFF", compression="jpeg")
-    found["palette PNG"] = encoded(image.quantize(16), "PNG", transparency=3)
-    found["deep PNG"] = png(pixels[..., 0].astype(np.uint16) << 8, 16, 0)
-    found["animated GIF"] = encoded(image, "GIF", save_all=True, append_images=[image.rotate(90)])
-    found["animated WebP"] = encoded(image, "WEBP", save_all=True, append_images=[image.rotate(90)])
-    return found
-
-
-SAMPLES = samples()
-
-
-def outcome(data: bytes) -> np.ndarray | ImageError:
-    try:
-        return decode_image(data, max_pixels=300_000)
-    except ImageError as error:
-        return error
-
-
-@pytest.mark.parametrize("kind", SAMPLES)
-def test_a_file_cut_anywhere_is_an_error_or_whole(kind: str) -> None:
-    data = SAMPLES[kind]
-    whole = decode_image(data)
-    cuts = np.unique(np.linspace(1, len(data) - 1, 150).astype(int))
-    failed = 0
-    for cut in cuts.tolist():
-        result = outcome(data[:cut])
-        if isinstance(result, ImageError):
-            assert result.status in ("corrupt", "unsupported")
-            failed += 1
-        else:
-            np.testing.assert_array_equal(result, whole)
-    assert failed > len(cuts) / 3  # animated files are whole as soon as their first frame is
-
-
-def test_a_photograph_cut_in_the_middle_is_corrupt() -> None:
-    for kind in FORMATS:
-        with pytest.raises(ImageError) as caught:
-            decode_image(SAMPLES[kind][: len(SAMPLES[kind]) // 2])
-        assert caught.value.status == "corrupt"
-
-
-def only_image_errors(data: bytes) -> None:
-    result = outcome(data)
-    if isinstance(result, ImageError):
-        assert result.status in ("corrupt", "unsupported", "too_large")
-        assert result.reason
-    else:
-        assert result.dtype == np.uint8
-        assert result.ndim == 3
-        assert result.shape[2] == 3
-
-
-EDITS = st.lists(
-    st.tuples(st.integers(0, 1 << 16), st.integers(0, 3), st.binary(min_size=1, max_size=6)), min_size=1, max_size=6
-)
-
-
-@pytest.mark.parametrize("kind", SAMPLES)
-@settings(max_examples=100, deadline=None)
-@given(edits=EDITS, head=st.booleans())
-def test_damaged_files_end_as_image_errors(kind: str, edits: list[tuple[int, int, bytes]], head: bool) -> None:
-    data = bytearray(SAMPLES[kind])
-    for place, edit, replacement in edits:
-        position = place % min(len(data) or 1, 200 if head else 1 << 16)  # headers matter most
-        if edit == 0:
-            data[position : position + len(replacement)] = replacement
-        elif edit == 1:
-            data[position:position] = replacement
-        elif edit == 2:
-            del data[position : position + len(replacement)]
-        else:
-            data[position % (len(data) or 1) :] = b"" if place % 5 == 0 else data[position:]
-    only_image_errors(bytes(data))
-
-
-SIGNATURES = [
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF89a",
-    b"RIFF\x20\0\0\0WEBPVP8 ",
-    b"II*\0\x08\0\0\0",
-    b"MM\0*",
-    b"BM",
-    b"",
-]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(SIGNATURES), st.binary(max_size=300))
-def test_random_bytes_end_as_image_errors(signature: bytes, data: bytes) -> None:
-    only_image_errors(signature + data)
-
-
-# Real photographs, and use by many threads.
-
-
-def test_threads_decode_alike() -> None:
-    alone = [decode_image(data) for data in SAMPLES.values()]
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(5):
-            for together, expected in zip(pool.map(decode_image, SAMPLES.values()), alone, strict=True):
-                np.testing.assert_array_equal(together, expected)
+# Real photographs.
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the photographs are not here")
