@@ -16,7 +16,7 @@ from torch import nn
 from ovss_ray.errors import SettingError, WeightsError
 from ovss_ray.models.quiet import silenced
 from ovss_ray.models.sources import ClipSource, WeightsInfo, file_digest, parse_clip, weight_file
-from ovss_ray.models.text import TextTower, tokenizer_of
+from ovss_ray.models.text import TextTower, simple_tokenizer, tokenizer_of
 from ovss_ray.models.vision import VisionTower, refuse_other_towers
 from ovss_ray.models.weights import load_weights, pixel_statistics, tensor_digest
 
@@ -112,7 +112,7 @@ def _from_instance(model: nn.Module, device: torch.device, dtype: torch.dtype) -
     std = tuple(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
     weights = WeightsInfo("instance", "instance", None, tensor_digest(model))
     context = int(getattr(model, "context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH))
-    tokenizer = open_clip.SimpleTokenizer(context_length=context)
+    tokenizer = simple_tokenizer(context)
     ready = not model.training and visual.conv1.weight.dtype == dtype == torch.float32
     ready = ready and visual.conv1.weight.device == device
     chosen = model if ready else copy.deepcopy(model).float()

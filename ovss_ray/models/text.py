@@ -110,6 +110,12 @@ def tokenizer_of(architecture: str) -> Any:
         return open_clip.get_tokenizer(architecture)
 
 
+@cache
+def simple_tokenizer(context_length: int) -> Any:
+    """CLIP's own tokenizer, for a model that comes without a name."""
+    return open_clip.SimpleTokenizer(context_length=context_length)
+
+
 def _count_tokens(tokenizer: Any, text: str, limit: int) -> int:
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
         if text.isascii() and "&" not in text and len(text) + 2 <= limit:

@@ -1,0 +1,40 @@
+"""Finding methods by name, without importing what is not used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import ovss_ray
+from ovss_ray.errors import SettingError
+from ovss_ray.segmenters import METHODS, Segmenter, get_method, load_segmenter, method_names
+
+
+def test_methods_are_the_files_of_the_package() -> None:
+    assert set(method_names()) >= {"clipbase", "maskclip"}
+    assert method_names() == METHODS
+    assert all(issubclass(get_method(name), Segmenter) for name in METHODS)
+
+
+def test_a_misspelt_method_suggests_the_nearest() -> None:
+    with pytest.raises(SettingError, match=r"no method 'maskclp', only .*; did you mean 'maskclip'\?"):
+        load_segmenter("maskclp")
+
+
+def test_listing_methods_is_free() -> None:
+    code = (
+        "import sys; from ovss_ray.segmenters import method_names; assert 'maskclip' in method_names();"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_public_names_exist() -> None:
+    assert len(ovss_ray.__all__) <= 15
+    for name in ("load_segmenter", "Segmenter", "Segmentation", "Vocabulary", "load_vocabulary", "method_names"):
+        assert getattr(ovss_ray, name) is not None
+    assert set(ovss_ray.__all__) == set(dir(ovss_ray))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ovss_ray.nothing

@@ -1,0 +1,43 @@
+"""Segmentations as pictures and as statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ovss_ray.segmenters import Segmentation
+from ovss_ray.vocabulary import load_vocabulary
+
+
+@pytest.fixture
+def segmentation() -> Segmentation:
+    labels = np.zeros((40, 60), np.uint8)
+    labels[:, 30:] = 1
+    labels[:10, :10] = 255
+    ones = np.ones(labels.shape, np.float32)
+    return Segmentation(labels, 0.5 * ones, 0.25 * ones, load_vocabulary("cat,dog"))
+
+
+def test_segments_are_the_statistics_of_the_classes_present(segmentation: Segmentation) -> None:
+    cat, dog = segmentation.segments()
+    assert (cat.class_id, cat.pixels, dog.class_id, dog.pixels) == (0, 40 * 30 - 100, 1, 40 * 30)
+    assert (dog.confidence_mean, dog.margin_mean) == (0.5, 0.25)
+
+
+def test_the_plot_shows_the_colours_of_the_classes(segmentation: Segmentation) -> None:
+    picture = np.asarray(segmentation.plot())
+    assert picture.shape[0] >= 40
+    assert picture.shape[1] > 60
+    assert tuple(picture[20, 10]) == (128, 0, 0)
+    assert tuple(picture[20, 40]) == (0, 128, 0)
+    assert tuple(picture[5, 5]) == (0, 0, 0)
+    assert (picture[:, 60:] != 255).any()  # the legend
+
+
+def test_the_plot_blends_with_the_image_and_leaves_unlabelled_pixels_alone(segmentation: Segmentation) -> None:
+    image = np.full((40, 60, 3), 200, np.uint8)
+    picture = np.asarray(segmentation.plot(image))
+    assert tuple(picture[5, 5]) == (200, 200, 200)
+    assert tuple(picture[20, 10]) == (160, 90, 90)
+    with pytest.raises(ValueError, match=r"the image has shape \(40, 61, 3\), the label map is 40 x 60"):
+        segmentation.plot(np.zeros((40, 61, 3), np.uint8))
