@@ -141,7 +141,7 @@ def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
 
 
 def _deep_grey(image: Image.Image) -> np.ndarray | None:

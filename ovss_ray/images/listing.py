@@ -97,7 +97,6 @@ class _Listing:
         self._source = source
         self._extensions = extensions
         self._uri_column = uri_column
-        self._options = storage_options
         self._other_files: Counter[str] = Counter()
         self._images = 0
         self._fs, self._path = open_store(source, storage_options)
@@ -192,17 +191,20 @@ class _Listing:
         return self._remote_folder(self._path, None)
 
     def _remote_folder(self, folder: str, pattern: GlobPattern | None) -> Iterator[ImageRef]:
-        container, _, inner = folder.partition("/")
-        if not container:
-            raise InputError(f"{self._source} names no bucket; write {protocol_of(self._source)}://bucket/folder")
-        prefix = f"{inner}/" if inner else ""
-        authority = f"{protocol_of(self._source)}://{urlsplit(self._source).netloc}"
-        if protocol_of(self._source) in ("s3", "s3a"):
-            wanted = pattern.literal.partition("/")[2] if pattern else prefix
-            files = walk_s3(self._fs, container, prefix, wanted)
+        protocol = protocol_of(self._source)
+        if not folder:
+            raise InputError(f"{self._source} names no bucket; write {protocol}://bucket/folder")
+        if protocol in ("s3", "s3a"):
+            bucket, inner, _ = self._fs.split_path(folder)  # which knows the names of access points
+            prefix = f"{inner}/" if inner else ""
+            files = walk_s3(self._fs, bucket, prefix, pattern.literal[len(bucket) + 1 :] if pattern else prefix)
+            authority = bucket
         else:
+            inner = folder.partition("/")[2]
+            prefix = f"{inner}/" if inner else ""
             files = walk_store(self._fs, folder, partial(_enter, pattern))
-        return self._selected(files, pattern, lambda relative: f"{authority}/{prefix}{relative}")
+            authority = urlsplit(self._source).netloc  # names the account too on Azure
+        return self._selected(files, pattern, lambda relative: f"{protocol}://{authority}/{prefix}{relative}")
 
     def _selected(
         self, files: Iterator[StoredFile], pattern: GlobPattern | None, uri_of: Callable[[str], str]
