@@ -72,7 +72,7 @@ class LabelRule:
 
 @dataclass(frozen=True)
 class LabelledPixels:
-    """labels [H, W] int32; confidence [H, W] and margin [H, W] float32 in 0..1, on the CPU.
+    """labels [H, W] int32; confidence [H, W] and margin [H, W] float32 in 0..1.
 
     Confidence is the probability of the best class, before the threshold is applied; margin is its lead over the
     second best class (over 0 where there is one class only).
@@ -93,18 +93,19 @@ def label_pixels(field: ScoreField, rule: LabelRule, max_elements: int) -> Label
     """
     height, width = field.shape
     struck = _struck_classes(field, rule, max_elements) if rule.area_thd > 0 else None
-    labels = torch.empty(height, width, dtype=torch.int32)
-    confidence = torch.empty(height, width, dtype=torch.float32)
-    margin = torch.empty(height, width, dtype=torch.float32)
+    device = field.maps.device
+    labels = torch.empty(height, width, dtype=torch.int32, device=device)
+    confidence = torch.empty(height, width, dtype=torch.float32, device=device)
+    margin = torch.empty(height, width, dtype=torch.float32, device=device)
     fallback = rule.ignore_index if rule.background is None else rule.background
     for top, scores in field.strips(max_elements):
         best, first, second = top_two(scores, rule, struck)
         if rule.prob_thd > 0:
             best = best.masked_fill(first < rule.prob_thd, fallback)
         rows = slice(top, top + scores.shape[1])
-        labels[rows] = best.to("cpu", torch.int32)
-        confidence[rows] = first.cpu()
-        margin[rows] = (first - second).cpu()
+        labels[rows] = best.int()
+        confidence[rows] = first
+        margin[rows] = first - second
     return LabelledPixels(labels, confidence, margin)
 
 

@@ -8,12 +8,15 @@ the patch maps and the final resolution is ever stored.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ovss_ray.ops.resize import bilinear_matrix
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,13 @@ def pad_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(windows, (left, horizontal - left, top, vertical - top))
 
 
-def axis_matrix(axis: WindowAxis, cells: int, padded: int, target: int) -> Tensor:
+@lru_cache(maxsize=64)
+def axis_matrix(axis: WindowAxis, cells: int, padded: int, target: int, device: torch.device = _CPU) -> Tensor:
     """The [target, windows * cells] float32 matrix from the patch cells of all windows of an axis to target pixels.
 
     It stretches the cells of each window over its padded extent, cuts the padding off, averages overlapping windows
-    and resamples the axis to the target, each step bilinear with half-pixel centres. Rows sum to 1.
+    and resamples the axis to the target, each step bilinear with half-pixel centres. Rows sum to 1. Images of one size
+    share their matrices, so the last ones are kept; do not write into them.
     """
     before = (padded - axis.size) // 2
     one = bilinear_matrix(cells, padded)[before : before + axis.size]
@@ -106,7 +111,7 @@ def axis_matrix(axis: WindowAxis, cells: int, padded: int, target: int) -> Tenso
     merged = merged.flatten(1) / visits[:, None]
     if target != axis.length:
         merged = bilinear_matrix(axis.length, target) @ merged
-    return merged.float()
+    return merged.float().to(device)
 
 
 def tile_maps(maps: Tensor, grid: WindowGrid) -> Tensor:

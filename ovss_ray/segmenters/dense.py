@@ -189,9 +189,9 @@ class DenseSegmenter(Segmenter):
             pixels = label_pixels(self._full_resolution(item, windows), rule, strip_scores)
             results.append(
                 Segmentation(
-                    labels=pixels.labels.numpy().astype(text.vocabulary.label_dtype),
-                    confidence=pixels.confidence.numpy(),
-                    margin=pixels.margin.numpy(),
+                    labels=pixels.labels.cpu().numpy().astype(text.vocabulary.label_dtype),
+                    confidence=pixels.confidence.cpu().numpy(),
+                    margin=pixels.margin.cpu().numpy(),
                     vocabulary=text.vocabulary,
                 )
             )
@@ -233,8 +233,8 @@ class DenseSegmenter(Segmenter):
 
     def _full_resolution(self, item: _Prepared, maps: Tensor) -> ScoreField:
         padded = self._padded(item.grid.shape)
-        rows = axis_matrix(item.grid.rows, maps.shape[-2], padded[0], item.height).to(self.device)
-        columns = axis_matrix(item.grid.columns, maps.shape[-1], padded[1], item.width).to(self.device)
+        rows = axis_matrix(item.grid.rows, maps.shape[-2], padded[0], item.height, self.device)
+        columns = axis_matrix(item.grid.columns, maps.shape[-1], padded[1], item.width, self.device)
         field = ScoreField(tile_maps(maps, item.grid), rows, columns)
         if not self.settings.pamr:
             return field
