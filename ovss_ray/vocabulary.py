@@ -160,8 +160,10 @@ def _read_source(source: Source, variant: str | None) -> tuple[str, str, ClassLi
     """Returns the vocabulary's name, how messages call it, what it says and whether it is a shipped one."""
     if isinstance(source, Mapping | list | tuple):
         return "custom", "the vocabulary", parse_value(source, "the vocabulary", variant), False
-    text = os.fspath(cast("str | os.PathLike[str]", source)).strip()
-    if not isinstance(text, str) or not text:
+    if not isinstance(source, str | os.PathLike):
+        raise SettingError(f"the vocabulary is a {type(source).__name__}; give text, a path, a list or a mapping")
+    text = os.fspath(source).strip()
+    if not text:
         raise SettingError("the vocabulary is empty; write classes such as 'cat,dog,grass' or give a file")
     head, colon, tail = text.partition(":")
     if head in shipped_vocabularies() and (not colon or re.fullmatch(r"\w+", tail)):

@@ -186,6 +186,8 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, name: str, text: 
         ([3], "3 is not a name"),
         ({"classes": "cat"}, "must be a list of names or a mapping"),
         ("s3x://bucket/a.txt", "cannot be read"),
+        ({"cat", "dog"}, "the vocabulary is a set; give text, a path, a list or a mapping"),
+        (None, "the vocabulary is a NoneType"),
     ],
 )
 def test_bad_sources_are_refused(source: object, message: str) -> None:

@@ -13,6 +13,7 @@ import open_clip
 from open_clip import pretrained as open_clip_weights
 
 from ovss_ray.errors import WeightsError, nearest
+from ovss_ray.models.vision import refuse_other_architectures
 
 DEFAULT_CLIP = "ViT-B-16-quickgelu/openai"
 DEMO_ARCHITECTURE = "ovss-demo"
@@ -177,13 +178,14 @@ def wrong_activation(architecture: str, weights: str, quick: bool) -> WeightsErr
     trained, built = ("QuickGELU", "plain GELU") if quick else ("plain GELU", "QuickGELU")
     other = sibling(architecture)
     known = other in open_clip.list_models()
-    fix = f"use the architecture '{other}'" if known else "use an architecture with the activation of the weights"
+    fix = f"use the architecture '{other}'" if known else "use an architecture that has the same activation"
     return WeightsError(f"the weights {weights} were trained with {trained}, but {architecture} has {built}; {fix}")
 
 
 def _check_architecture(architecture: str, clip: str) -> None:
     known = open_clip.list_models()
     if architecture in known:
+        refuse_other_architectures(architecture_config(architecture), architecture)
         return
     if any(clip == friendly.partition("/")[0] for friendly in _FRIENDLY) or architecture in ("ViT-B", "ViT-L"):
         raise WeightsError(f"there is no CLIP model '{clip}'{nearest(clip, _FRIENDLY)}")
@@ -193,7 +195,7 @@ def _check_architecture(architecture: str, clip: str) -> None:
 def _check_tag(architecture: str, tag: str) -> None:
     if tag_config(architecture, tag):
         trained = tag_has_quick_gelu(architecture, tag)
-        if trained != has_quick_gelu(architecture):
+        if trained != has_quick_gelu(architecture) and sibling(architecture) in open_clip.list_models():
             # open_clip only warns here; the model would run and be quietly worse.
             raise wrong_activation(architecture, f"'{tag}'", quick=trained)
         return

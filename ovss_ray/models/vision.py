@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -169,14 +169,31 @@ class VisionTower:
         return self._positions[key]
 
 
+def refuse_other_architectures(config: Mapping[str, Any], name: str) -> None:
+    """As `refuse_other_towers`, from an open_clip model configuration: before anything is downloaded or built."""
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        _refuse(name, f"its vision tower is the timm model {vision['timm_model_name']}")
+    if isinstance(vision.get("layers"), list | tuple):
+        _refuse(name, "its vision tower is a ResNet")
+    if vision.get("attentional_pool"):
+        _refuse(name, "its vision tower pools by attention")
+    if vision.get("pool_type", "tok") != "tok":
+        _refuse(name, "its vision tower does not read the image off a class token")
+
+
 def refuse_other_towers(visual: nn.Module, name: str) -> None:
     """Raises `WeightsError` for a vision tower that dense methods cannot read patches from."""
     reason = _why_not(visual)
     if reason:
-        raise WeightsError(
-            f"{name} cannot be used: {reason}; dense methods need a CLIP vision transformer with a class token, "
-            "such as ViT-B-16-quickgelu/openai"
-        )
+        _refuse(name, reason)
+
+
+def _refuse(name: str, reason: str) -> NoReturn:
+    raise WeightsError(
+        f"{name} cannot be used: {reason}; dense methods need a CLIP vision transformer with a class token, "
+        "such as ViT-B-16-quickgelu/openai"
+    )
 
 
 def _why_not(visual: Any) -> str | None:

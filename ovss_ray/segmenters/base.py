@@ -25,8 +25,8 @@ Image = NDArray[np.uint8]
 class MethodCard:
     """The facts about a published method, for tables and documentation.
 
-    passes: forward passes of the backbone per window. published: vocabulary name -> mIoU in percent, as printed in
-    `published_source` with `published_backbone`; only numbers that were published.
+    models: kinds of models it runs. passes: forward passes per window. published: vocabulary name -> mIoU in percent,
+    as printed in `published_source` for `published_model`; only numbers that were published.
     """
 
     title: str
@@ -34,10 +34,11 @@ class MethodCard:
     venue: str
     repository: str
     idea: str
-    backbones: tuple[str, ...]
+    models: tuple[str, ...]
     passes: int = 1
+    training_free: bool = True
     published: Mapping[str, float] = field(default_factory=dict)
-    published_backbone: str = "OpenAI CLIP ViT-B/16"
+    published_model: str = "OpenAI CLIP ViT-B/16"
     published_source: str = ""
 
 
@@ -64,11 +65,15 @@ class Segmenter(ABC):
     name: ClassVar[str]
     card: ClassVar[MethodCard]
     Settings: ClassVar[type[SegmenterSettings]]
-    training_free: ClassVar[bool] = True
 
     settings: SegmenterSettings
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def training_free(self) -> bool:
+        """Whether the method was published as needing no training on segmentation data."""
+        return self.card.training_free
 
     @classmethod
     @abstractmethod

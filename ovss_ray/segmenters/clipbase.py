@@ -23,7 +23,7 @@ class CLIPBase(DenseSegmenter):
         venue="ICML 2021",
         repository="openai/CLIP",
         idea="Treats every patch token of plain CLIP like the class token.",
-        backbones=("CLIP ViT",),
+        models=("CLIP ViT",),
         published={
             "voc21": 18.8,
             "context60": 9.9,

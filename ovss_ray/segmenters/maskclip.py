@@ -59,7 +59,7 @@ class MaskCLIP(DenseSegmenter):
         venue="ECCV 2022",
         repository="chongzhou96/MaskCLIP",
         idea="Drops the query-key mixing of the last attention layer: each patch keeps its own value.",
-        backbones=("CLIP ViT",),
+        models=("CLIP ViT",),
         published={
             "voc21": 43.4,
             "context60": 23.2,

@@ -23,6 +23,8 @@ from ovss_ray.models.sources import parse_clip, resolve_weights
         ("ViT-B-16/random", "ViT-B-16/random:0"),
         ("ViT-B-16/random:7", "ViT-B-16/random:7"),
         ("ovss-demo/random", "ovss-demo/random:0"),
+        ("ViT-B-32-quickgelu/metaclip-fullcc", "ViT-B-32-quickgelu/metaclip-fullcc"),
+        ("roberta-ViT-B-32/laion2b_s12b_b32k", "roberta-ViT-B-32/laion2b_s12b_b32k"),
     ],
 )
 def test_names_of_models(clip: str, name: str) -> None:
@@ -45,6 +47,10 @@ def test_names_of_models(clip: str, name: str) -> None:
         ("ViT-B-16/", "names no weights"),
         ("ViT-B-16/random:x", "the seed of random weights must be a whole number"),
         ("", "no architecture ''"),
+        ("RN50-quickgelu/openai", "RN50-quickgelu cannot be used: its vision tower is a ResNet"),
+        ("ViT-B-16-SigLIP/webli", "its vision tower is the timm model vit_base_patch16_siglip_224"),
+        ("coca_ViT-B-32/laion2b_s13b_b90k", "its vision tower pools by attention"),
+        ("ViT-L-14-CLIPA/datacomp1b", "does not read the image off a class token; dense methods need a CLIP vision"),
     ],
 )
 def test_wrong_names_are_refused_with_the_right_one(clip: str, message: str) -> None:
