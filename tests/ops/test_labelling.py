@@ -68,6 +68,17 @@ def test_strips_equal_the_whole(seed: int, height: int, width: int, max_elements
     assert torch.equal(strips.labels[steady], whole.labels[steady])
 
 
+def test_a_class_of_exactly_the_area_threshold_is_struck_out() -> None:
+    scores = torch.zeros(3, 1, 12)
+    scores[0, 0, :2], scores[1, 0, 2:11], scores[2, 0, 11] = 1.0, 1.0, 1.0
+    scores[1, 0, 11] = 0.5
+    rule = LabelRule((0, 1, 2), 10.0, area_thd=0.1, background=0)
+    got = label_pixels(ScoreField.of_volume(scores), rule, 99)
+    assert got.labels.tolist() == [[0] * 2 + [1] * 10]
+    kept = label_pixels(ScoreField.of_volume(scores), dataclasses.replace(rule, area_thd=0.09), 99)
+    assert kept.labels[0, 11] == 2
+
+
 def test_a_strip_never_holds_more_than_it_may() -> None:
     field = random_field(0, 7, 50, 20)
     parts = list(field.strips(max_elements=7 * 20 * 3))
