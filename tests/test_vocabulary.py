@@ -222,9 +222,7 @@ def test_vocabularies_come_from_object_storage(s3: str) -> None:
     assert load_vocabulary(f"{s3}/v.txt").names == ("cat", "dog")
 
 
-@pytest.mark.parametrize(
-    ("background", "expected"), [(None, None), ("dog", 1), (1, 1), ("1", 1), (0, 0)]
-)
+@pytest.mark.parametrize(("background", "expected"), [(None, None), ("dog", 1), (1, 1), ("1", 1), (0, 0)])
 def test_the_background_is_a_name_or_an_id(background: str | int | None, expected: int | None) -> None:
     assert load_vocabulary("cat,dog", background=background).background == expected
 

@@ -40,7 +40,7 @@ class ClipModel:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """"auto" is the first CUDA device where there is one, else the CPU."""
+    """ "auto" is the first CUDA device where there is one, else the CPU."""
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -53,7 +53,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
-    """"auto" is float16 on CUDA and float32 elsewhere."""
+    """ "auto" is float16 on CUDA and float32 elsewhere."""
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype == "auto":

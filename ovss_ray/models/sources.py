@@ -202,9 +202,7 @@ def _check_tag(architecture: str, tag: str) -> None:
     if tag_config(sibling(architecture), tag):
         raise wrong_activation(architecture, f"'{tag}'", quick=not has_quick_gelu(architecture))
     known = open_clip.list_pretrained_tags_by_model(architecture)
-    raise WeightsError(
-        f"{architecture} has no weights '{tag}', only {', '.join(known) or 'none'}{nearest(tag, known)}"
-    )
+    raise WeightsError(f"{architecture} has no weights '{tag}', only {', '.join(known) or 'none'}{nearest(tag, known)}")
 
 
 def _find_file(text: str, architecture: str) -> Path:

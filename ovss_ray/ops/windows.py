@@ -70,11 +70,7 @@ def cut_windows(image: Tensor, grid: WindowGrid) -> Tensor:
     """Cuts the windows [n, C, h, w] out of an image [C, H, W], row-major."""
     height, width = grid.shape
     return torch.stack(
-        [
-            image[:, top : top + height, left : left + width]
-            for top in grid.rows.starts
-            for left in grid.columns.starts
-        ]
+        [image[:, top : top + height, left : left + width] for top in grid.rows.starts for left in grid.columns.starts]
     )
 
 

@@ -91,9 +91,7 @@ class Segmenter(ABC):
         """
 
     @abstractmethod
-    def segment(
-        self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool = False
-    ) -> list[Segmentation]:
+    def segment(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool = False) -> list[Segmentation]:
         """Labels every pixel of every image.
 
         Args:

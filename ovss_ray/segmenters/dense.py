@@ -176,9 +176,7 @@ class DenseSegmenter(Segmenter):
         )
 
     @torch.inference_mode()
-    def segment(
-        self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool = False
-    ) -> list[Segmentation]:
+    def segment(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool = False) -> list[Segmentation]:
         check_images(images)
         self._check_vocabulary(text.vocabulary)
         queries = self._text_on_device(text)

@@ -144,9 +144,7 @@ def _classes(value: Any, origin: str, replaced: Mapping[int, tuple[str, ...]]) -
     return tuple(entries)
 
 
-def _described_entry(
-    item: Mapping[str, Any], index: int, origin: str, replacement: tuple[str, ...] | None
-) -> Entry:
+def _described_entry(item: Mapping[str, Any], index: int, origin: str, replacement: tuple[str, ...] | None) -> Entry:
     name = item.get("name", "")
     place = _place(origin, name, index)
     _refuse_misspelt_keys(item, {"id", "name", "synonyms", "color", "source_id"}, place, strict=True)

@@ -91,13 +91,16 @@ def test_a_training_checkpoint_with_prefixed_names_loads(folder: Path) -> None:
     torch.testing.assert_close(class_embedding(f"tiny-ViT//{path}"), model.encode_image(pixels()), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_openai_archive_loads_with_quickgelu_only(folder: Path) -> None:
     model = tiny_models.build(quick_gelu=True)
     path = save_archive(folder / "ViT.pt", model)
     got = class_embedding(f"tiny-ViT-quickgelu//{path}")
     torch.testing.assert_close(got, model.encode_image(pixels()), atol=1e-5, rtol=1e-4)
-    with pytest.raises(WeightsError, match="were trained with QuickGELU, but tiny-ViT has plain GELU; use the "
-                                           "architecture 'tiny-ViT-quickgelu'"):
+    with pytest.raises(
+        WeightsError,
+        match="were trained with QuickGELU, but tiny-ViT has plain GELU; use the architecture 'tiny-ViT-quickgelu'",
+    ):
         load_clip(f"tiny-ViT//{path}", CPU, torch.float32)
 
 
@@ -201,12 +204,17 @@ def test_random_weights_repeat_with_their_seed_and_leave_the_generator_alone(
     assert "has random weights" in caplog.text
 
 
+def with_another_block(model: open_clip.CLIP) -> open_clip.CLIP:
+    model.visual.transformer.resblocks[1] = open_clip.transformer.CustomResidualAttentionBlock(48, 3)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (lambda: tiny_models.build(attentional_pool=True), "pools by attention"),
         (lambda: tiny_models.build(pool_type="avg"), "does not read the image off a class token"),
-        (lambda: tiny_models.build(scale_heads=True), "its blocks are not the standard ones"),
+        (lambda: with_another_block(tiny_models.build()), "its blocks are not the standard ones"),
         (lambda: tiny_models.build(layers=(1, 1, 1, 1), width=16, head_width=8), "is a ModifiedResNet"),
         (lambda: nn.Linear(2, 2), "no vision tower 'visual'"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ovss_ray.segmenters import DenseSegmenter
+from tests.tiny_models import entering_last_block
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_method.md"
 
@@ -26,9 +27,7 @@ def test_the_example_is_correlative_self_attention(tiny_clip: torch.nn.Module) -
     segmenter = example().load(clip=tiny_clip, device="cpu", dtype="float32")
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     visual: Any = tiny_clip.visual
-    x = visual._embeds(pixels)
-    for block in visual.transformer.resblocks[:-1]:
-        x = block(x)
+    x = entering_last_block(tiny_clip, pixels)
     block = visual.transformer.resblocks[-1]
     projected = block.ln_1(x) @ block.attn.in_proj_weight.T + block.attn.in_proj_bias
     q, k, v = projected.view(2, 65, 3, 3, 16).permute(2, 0, 3, 1, 4)

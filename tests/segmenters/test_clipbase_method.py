@@ -32,8 +32,8 @@ def test_the_same_at_224_pixels_with_a_published_architecture(clip: str) -> None
     segmenter = clipbase(clip)
     pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     visual = segmenter.tower._visual
-    hidden = visual.forward_intermediates(pixels, indices=[11], normalize_intermediates=True, output_fmt="NLC")
-    expected = hidden["image_intermediates"][0] @ visual.proj
+    visual.output_tokens = True
+    expected = visual(pixels)[1] @ visual.proj
     torch.testing.assert_close(segmenter.patch_embeddings(pixels).flatten(1, 2), expected, atol=1e-4, rtol=1e-3)
     assert (segmenter.settings.short_side, segmenter.settings.crop, segmenter.settings.stride) == (336, 224, 112)
 

@@ -10,17 +10,11 @@ from scipy.special import softmax
 
 from ovss_ray.segmenters import load_segmenter
 from ovss_ray.segmenters.maskclip import denoise_prompts, smooth_by_keys
+from tests.tiny_models import entering_last_block
 
 
 def maskclip(clip, **settings):  # type: ignore[no-untyped-def]
     return load_segmenter("maskclip", clip=clip, device="cpu", dtype="float32", **settings)
-
-
-def entering_last_block(model, pixels: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    x = model.visual._embeds(pixels)
-    for block in model.visual.transformer.resblocks[:-1]:
-        x = block(x)
-    return x
 
 
 def own_value(block, token: torch.Tensor, part: int = 2) -> torch.Tensor:  # type: ignore[no-untyped-def]
