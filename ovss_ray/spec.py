@@ -43,9 +43,10 @@ class JobSpec(BaseModel):
         description="Class that pixels below the confidence threshold fall to; "
         "without one they stay unlabelled (or follow the vocabulary file's own rule).",
     )
-    templates: str | list[str] = Field(
-        default="imagenet_80",
-        description="Prompt templates: a shipped set (imagenet_80, single, ...), a file, or a list with {}.",
+    templates: str | list[str] | None = Field(
+        default=None,
+        description="Prompt templates: a shipped set (imagenet_80, single, ...), a file, or a list with {}; "
+        "by default those of the vocabulary file, or imagenet_80.",
     )
 
     method: str = Field(default="maskclip", description="Segmenter; `ovss-ray methods` lists them.")
