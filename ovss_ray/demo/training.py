@@ -1,6 +1,6 @@
 """Train the tiny CLIP that the package ships, from pictures and captions alone.
 
-    python -m ovss_ray.demo.training --minutes 45 --output build/demo-clip
+    python -m ovss_ray.demo.training --minutes 40 --output build/demo-clip
 
 Synthetic scenes are cut into crops, and each crop comes with a set of captions: one that names everything visible, and
 one for every single thing. The loss is CLIP's, with several positives: a caption counts as right for every crop of the
@@ -51,7 +51,7 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 class TrainingSettings:
     """What the training depends on; stored in training.json."""
 
-    minutes: float | None = 45.0
+    minutes: float | None = 40.0
     steps: int | None = None
     batch_size: int = 128
     scenes: int = 8_000
@@ -61,10 +61,26 @@ class TrainingSettings:
     close_ups: float = 0.7
     dense_weight: float = 1.0
     sharpness: float = 6.0
+    text_weight: float = 0.5
     single_captions: int = 2
     seed: int = 0
-    threads: int = 1
+    threads: int = 2
     score_every: int = 200
+
+
+@dataclass(frozen=True)
+class Captions:
+    """One caption per crop of a batch.
+
+    Attributes:
+        tokens: [B, N].
+        positives: bool [B crops, B captions], which captions are right for which crops.
+        synonyms: bool [B, B], which captions name the same single thing; None where they name several.
+    """
+
+    tokens: torch.Tensor
+    positives: torch.Tensor
+    synonyms: torch.Tensor | None = None
 
 
 class CaptionWriter:
@@ -74,19 +90,23 @@ class CaptionWriter:
         self._templates = templates
         self._tokenizer = tokenizer
         self._rng = rng
+        self._known: dict[str, torch.Tensor] = {}
 
-    def everything(self, crops: Sequence[Crop]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [B, N] of captions that name all that is visible, and positives [B, B] (crop, caption)."""
+    def everything(self, crops: Sequence[Crop]) -> Captions:
+        """Captions that name all that is visible: right for every crop that shows the same things."""
         meanings = [frozenset(thing.name for thing in crop.things) for crop in crops]
         positives = [[own == other for other in meanings] for own in meanings]
-        return self._tokens([describe(crop.things, self._rng) for crop in crops]), torch.tensor(positives)
+        return Captions(self._tokens([describe(crop.things, self._rng) for crop in crops]), torch.tensor(positives))
 
-    def single(self, crops: Sequence[Crop]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for captions that name one thing: right for every crop that has a caption for such a thing."""
+    def single(self, crops: Sequence[Crop]) -> Captions:
+        """Captions that name one thing: right for every crop that shows such a thing."""
         chosen = [self._choose(crop.things) for crop in crops]
         owned = [{thing.name for thing in crop.things} for crop in crops]
         positives = [[thing.name in names for thing in chosen] for names in owned]
-        return self._tokens([self._name(thing) for thing in chosen]), torch.tensor(positives)
+        synonyms = [[thing.name == other.name for other in chosen] for thing in chosen]
+        return Captions(
+            self._tokens([self._name(thing) for thing in chosen]), torch.tensor(positives), torch.tensor(synonyms)
+        )
 
     def _choose(self, things: Sequence[Thing]) -> Thing:
         """Mostly a shape: grounds are learnt long before shapes are."""
@@ -100,8 +120,10 @@ class CaptionWriter:
         return self._templates[int(self._rng.integers(len(self._templates)))].format(thing.name)
 
     def _tokens(self, captions: list[str]) -> torch.Tensor:
-        tokens: torch.Tensor = self._tokenizer(captions)
-        return tokens
+        for caption in captions:
+            if caption not in self._known:
+                self._known[caption] = self._tokenizer([caption])[0]
+        return torch.stack([self._known[caption] for caption in captions])
 
 
 def contrastive_loss(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
@@ -120,7 +142,7 @@ def contrastive_loss(logits: torch.Tensor, positives: torch.Tensor) -> torch.Ten
 def pool_places(similarities: torch.Tensor, sharpness: float) -> torch.Tensor:
     """One similarity per picture and caption, from those of its places: a smooth maximum.
 
-    Between the mean (0), to which a small thing adds little, and the maximum, which is content with one place of a thing.
+    Between the mean (0), to which a small thing adds little, and the maximum, which is content with one of its places.
 
     Args:
         similarities: cosines [B, N, Q] of N places with Q captions.
@@ -217,13 +239,15 @@ class Trainer:
             whole, patches = encode_pictures(self.model, pixels, int(top), int(left))
         written = [self.writer.everything(batch)]
         written += [self.writer.single(batch) for _ in range(self.settings.single_captions)]
-        texts = encode_captions(self.model, torch.cat([tokens for tokens, _ in written]))
+        texts = encode_captions(self.model, torch.cat([captions.tokens for captions in written]))
         scale = self.model.logit_scale.exp()
         losses = []
-        for part, (_, positives) in zip(torch.split(texts, len(batch)), written, strict=True):
-            losses.append(contrastive_loss(scale * whole @ part.T, positives))
-            places = pool_places(patches @ part.T, self.settings.sharpness)
-            losses.append(self.settings.dense_weight * contrastive_loss(scale * places, positives))
+        for text, captions in zip(torch.split(texts, len(batch)), written, strict=True):
+            losses.append(contrastive_loss(scale * whole @ text.T, captions.positives))
+            places = pool_places(patches @ text.T, self.settings.sharpness)
+            losses.append(self.settings.dense_weight * contrastive_loss(scale * places, captions.positives))
+            if captions.synonyms is not None:
+                losses.append(self.settings.text_weight * contrastive_loss(scale * text @ text.T, captions.synonyms))
         loss = torch.stack(losses).sum() / len(written)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -98,14 +98,16 @@ def test_captions_count_as_right_where_they_are(crops: list[Crop], rng: np.rando
     tokenizer = open_clip.get_tokenizer("ovss-demo")
     writer = CaptionWriter(["{}"], tokenizer, rng)
     names = [{thing.name for thing in crop.things} for crop in crops]
-    _, positives = writer.everything(crops)
-    assert positives.tolist() == [[own == other for other in names] for own in names]
-    tokens, positives = writer.single(crops)
-    captions = [tokenizer.decode(row[1 : int(row.argmax())].tolist()).split() for row in tokens]
-    for row, own in zip(positives.tolist(), names, strict=True):
+    assert writer.everything(crops).positives.tolist() == [[own == other for other in names] for own in names]
+    single = writer.single(crops)
+    captions = [tokenizer.decode(row[1 : int(row.argmax())].tolist()).split() for row in single.tokens]
+    for row, own in zip(single.positives.tolist(), names, strict=True):
         for right, caption in zip(row, captions, strict=True):
             assert right == any(name in caption for name in own), caption
-    assert positives.diagonal().all()
+    assert single.positives.diagonal().all()
+    named = [next(name for name in CLASSES if name in caption) for caption in captions]
+    assert single.synonyms is not None
+    assert single.synonyms.tolist() == [[one == other for other in named] for one in named]
 
 
 def test_crops_are_what_the_trainer_expects(crops: list[Crop]) -> None:

@@ -1,0 +1,122 @@
+"""The command as a user meets it: help, one-sentence errors, exit codes, start-up without heavy imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ovss_ray.spec import JobSpec
+
+CLIP = "ovss-demo/random"
+
+
+def ovss_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ovss_ray", *arguments], capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(3):
+        Image.new("RGB", (40 + number, 30), (60 * number, 90, 30)).save(folder / f"{number}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    return folder
+
+
+def test_every_setting_is_a_flag_with_its_description() -> None:
+    shown = " ".join(ovss_ray("label", "--help").stdout.split())
+    for name in JobSpec.model_fields.keys() - {"input", "run", "storage_options"}:
+        assert f"--{name.replace('_', '-')}" in shown
+    assert "Exit codes" in shown
+
+
+@pytest.mark.parametrize("command", ["label", "run", "status", "methods", "demo"])
+def test_every_command_explains_itself(command: str) -> None:
+    result = ovss_ray(command, "--help")
+    assert result.returncode == 0
+    assert len(result.stdout) > 200
+
+
+def test_help_and_library_import_neither_torch_nor_ray() -> None:
+    code = "import sys, ovss_ray, ovss_ray.cli, ovss_ray.run.summary"
+    code += "; print([name for name in ('torch', 'ray') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_label_then_status_then_the_same_from_a_job_file(photos: Path, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    flags = [
+        "--classes",
+        "cat,dog",
+        "--clip",
+        CLIP,
+        "--engine",
+        "local",
+        "--templates",
+        "single",
+        "--set",
+        "prob_thd=0.2",
+    ]
+    labelled = ovss_ray("label", str(photos), run, *flags, "--shard-size", "2")
+    assert labelled.returncode == 0, labelled.stderr
+    assert f"3 of 4 images labelled in {run}" in labelled.stdout
+    assert "corrupt" in labelled.stdout
+
+    state = json.loads(ovss_ray("status", run, "--json").stdout)
+    assert (state["images_done"], state["shards_done"], state["statuses"]) == (4, 2, {"ok": 3, "corrupt": 1})
+    assert "shards  2 of 2 finished" in ovss_ray("status", run).stdout
+
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"input: {photos}\nrun: {run}\nclasses: [cat, dog]\nclip: {CLIP}\nengine: local\ntemplates: single\n"
+        "settings: {prob_thd: 0.2}\n"
+    )
+    again = ovss_ray("run", str(job), "--shard-size", "2")
+    assert again.returncode == 0, again.stderr
+    assert f"3 of 4 images labelled in {run}" in again.stdout
+
+    refused = ovss_ray("run", str(job), "--classes", "cat,cow")
+    assert refused.returncode == 4
+    assert "mixing labels is refused" in refused.stderr
+    assert "cow" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["label", "{photos}", "{out}", "--classes", "voc22"], 2, "voc2"),
+        (["label", "{photos}", "{out}"], 2, "setting 'classes' is missing"),
+        (["label", "{photos}", "{out}", "--classes", "cat", "--shard-size", "0"], 2, "shard_size = '0'"),
+        (["label", "{photos}", "{out}", "--classes", "cat", "--method", "masklip"], 2, "did you mean 'maskclip'?"),
+        (["label", "{photos}", "{out}", "--classes", "cat", "--set", "crop"], 2, "not of the form name=value"),
+        (["label", "{photos}", "{out}", "--classes", "cat", "--set", "strid=1"], 2, "did you mean 'stride'?"),
+        (["label", "{photos}/none", "{out}", "--classes", "cat", "--clip", CLIP], 3, "none"),
+        (["label", "{photos}", "{out}", "--classes", "cat", "--clip", "ViT-B-16-quickgelu//no/such.pt"], 3, "such.pt"),
+        (["run", "{out}.yaml"], 2, "does not exist"),
+        (["status", "{photos}"], 2, "not a run directory"),
+    ],
+)
+def test_errors_are_one_sentence_with_a_documented_exit_code(
+    photos: Path, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    filled = [text.format(photos=photos, out=tmp_path / "out") for text in arguments]
+    result = ovss_ray(*filled)
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
+    assert result.stderr.startswith("ovss-ray: ")
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_methods_are_listed_with_their_papers() -> None:
+    cards = json.loads(ovss_ray("methods", "--json").stdout)
+    assert {"clipbase", "maskclip"} <= cards.keys()
+    assert cards["maskclip"]["published"]
+    assert "maskclip" in ovss_ray("methods").stdout
