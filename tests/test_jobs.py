@@ -83,5 +83,7 @@ def test_resolving_fills_in_what_the_method_leaves_open() -> None:
     values = {"input": "photos", "run": "out", "classes": "voc21", "clip": "ovss-demo/random"}
     resolved = resolve(JobSpec.build(values, source="test"))
     assert Path(resolved.spec.input).is_absolute()
-    assert set(resolved.label_settings) <= set(resolved.spec.settings)
+    settings = resolved.spec.settings
+    assert (settings["short_side"], settings["crop"], settings["stride"]) == (144, 96, 48)
+    assert set(resolved.label_settings) == set(settings) - {"window_batch"}
     assert resolved.vocabulary.names[resolved.vocabulary.background or 0] == "background"

@@ -160,6 +160,12 @@ def architecture_config(architecture: str) -> dict[str, Any]:
     return dict(open_clip.get_model_config(architecture))
 
 
+def native_image_size(architecture: str) -> int:
+    """Side of the square input that a known architecture was made for, in pixels."""
+    size = architecture_config(architecture)["vision_cfg"]["image_size"]
+    return int(size if isinstance(size, int) else size[0])
+
+
 def register_demo() -> None:
     """Makes the package's own architecture known to open_clip; doing so twice changes nothing."""
     if DEMO_ARCHITECTURE not in open_clip.list_models():

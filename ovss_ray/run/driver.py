@@ -50,8 +50,8 @@ FINISH_SHARDS_S = 30.0  # how long shards in flight may still take after the fir
 class RunInterrupted(OvssError):  # noqa: N818 (not an error of the run)
     """The run was asked to stop; nothing that was finished is lost."""
 
-    def __init__(self, signum: int, done: int, total: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; {done} of {total} shards are finished and kept")
+    def __init__(self, signum: int, what_is_left: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {what_is_left}")
         self.exit_code = 128 + signum
 
 
@@ -70,7 +70,13 @@ def run_job(spec: JobSpec, *, reporter: Reporter | None = None) -> RunSummary:
         RunFailedError: the run stopped; what is finished is kept, and the same call continues.
         RunInterrupted: SIGINT or SIGTERM arrived.
     """
-    reporter = reporter or SilentReporter()
+    try:
+        return _run(spec, reporter or SilentReporter())
+    except KeyboardInterrupt:  # later, while workers run, the signal is noted instead of raised
+        raise RunInterrupted(signal.SIGINT, "labelling had not begun") from None
+
+
+def _run(spec: JobSpec, reporter: Reporter) -> RunSummary:
     resolved = resolve(spec)
     directory = RunDirectory(resolved.spec.run, spec.storage_options)
     record = directory.read_json(RUN_FILE)
@@ -116,11 +122,9 @@ def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifes
         uri_column=spec.uri_column,
         storage_options=spec.storage_options,
     )
-    if spec.shard_size == "auto":
+    shard_size = spec.shard_size
+    if shard_size == "auto":
         shard_size, images = choose_shard_size(images)
-    else:
-        shard_size = spec.shard_size
-        _, images = choose_shard_size(images)  # an input that cannot be read fails before anything is written
     directory.prepare()
     if stray := directory.done_shards():
         raise RunFailedError(
@@ -195,7 +199,8 @@ class _Session:
                 self._pool.close()
         if self._scheduler.remaining:
             done = self.progress.shards - self._scheduler.remaining
-            raise RunInterrupted(stop.received or signal.SIGINT, done, self.progress.shards)
+            kept = f"{done} of {self.progress.shards} shards are finished and kept"
+            raise RunInterrupted(stop.received or signal.SIGINT, kept)
 
     def _give_up(self, stop: _StopSignal) -> bool:
         if not stop.announced:

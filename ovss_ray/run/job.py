@@ -13,7 +13,7 @@ from ovss_ray.errors import RunMismatchError
 from ovss_ray.images.decoding import DECODING_VERSION
 from ovss_ray.images.stores import is_local, local_path
 from ovss_ray.labels.reading import FORMAT_VERSION
-from ovss_ray.models.sources import resolve_weights
+from ovss_ray.models.sources import native_image_size, resolve_weights
 from ovss_ray.models.text import check_query_lengths
 from ovss_ray.run.manifest import Manifest
 from ovss_ray.segmenters import get_method
@@ -67,9 +67,11 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
         SettingError: unknown method, wrong setting of the method, wrong vocabulary or template.
         WeightsError: weights that are missing or do not fit.
     """
-    settings = get_method(spec.method).parse_settings(spec.settings)
+    given = get_method(spec.method).parse_settings(spec.settings)
     vocabulary = load_vocabulary(spec.classes, templates=spec.templates, background=spec.background)
     weights = resolve_weights(spec.clip)
+    settings = given.resolve(native_image_size(weights.architecture))
+    settings.check_vocabulary(vocabulary)
     check_query_lengths(vocabulary, weights.architecture)
     updates: dict[str, Any] = {
         "settings": settings.model_dump(mode="json"),

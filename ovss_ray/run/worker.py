@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -85,6 +86,8 @@ class Worker:
             RunFailedError: the run directory cannot be reached from here.
         """
         spec = self._job.spec
+        # Of an image that is damaged but readable Pillow warns once per tag; what matters becomes a row.
+        warnings.filterwarnings("ignore", module="PIL")
         if spec.device == "cpu":
             torch.set_num_threads(self._cpus)
         if resolve_weights(spec.clip).digest != self._job.weights_digest:

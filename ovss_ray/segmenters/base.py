@@ -54,6 +54,14 @@ class SegmenterSettings(BaseModel):
         """The settings that change labels, JSON-ready: what belongs in a run's fingerprint."""
         return self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
 
+    def resolve(self, image_size: int) -> Self:
+        """Fills in what follows the model, whose native input is `image_size` pixels square."""
+        del image_size
+        return self
+
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Raises `SettingError` if a setting asks for something that the vocabulary has not."""
+
 
 class Segmenter(ABC):
     """A published method with its frozen models and its settings: images in, label maps out.

@@ -105,6 +105,13 @@ class DenseSettings(SegmenterSettings):
         filled = {"crop": crop, "stride": stride, "short_side": short_side, "positional": positional}
         return self.model_copy(update=filled)
 
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        if self.area_thd and vocabulary.background is None:
+            raise SettingError(
+                f"area_thd = {self.area_thd}: the area rule needs a background class, and the vocabulary "
+                f"'{vocabulary.name}' has none; name one with background=, or leave area_thd at 0"
+            )
+
 
 @dataclass(frozen=True)
 class _Prepared:
@@ -166,7 +173,7 @@ class DenseSegmenter(Segmenter):
 
     @torch.inference_mode()
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:
-        self._check_vocabulary(vocabulary)
+        self.settings.check_vocabulary(vocabulary)
         self.clip.text.check_lengths(vocabulary)
         embeddings = self.clip.text.encode(vocabulary.queries, vocabulary.templates)
         return TextEmbeddings(
@@ -178,7 +185,7 @@ class DenseSegmenter(Segmenter):
     @torch.inference_mode()
     def segment(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool = False) -> list[Segmentation]:
         check_images(images)
-        self._check_vocabulary(text.vocabulary)
+        self.settings.check_vocabulary(text.vocabulary)
         queries = self._text_on_device(text)
         rule = self._rule(text)
         prepared = [self._prepare(image) for image in images]
@@ -261,13 +268,6 @@ class DenseSegmenter(Segmenter):
             background=vocabulary.background,
             ignore_index=vocabulary.ignore_index,
         )
-
-    def _check_vocabulary(self, vocabulary: Vocabulary) -> None:
-        if self.settings.area_thd and vocabulary.background is None:
-            raise SettingError(
-                f"area_thd = {self.settings.area_thd}: the area rule needs a background class, and the vocabulary "
-                f"'{vocabulary.name}' has none; name one with background=, or leave area_thd at 0"
-            )
 
     def _text_on_device(self, text: TextEmbeddings) -> Tensor:
         if self._last_text is None or self._last_text[0] is not text:

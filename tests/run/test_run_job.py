@@ -218,7 +218,7 @@ def test_continuing_labels_only_what_is_missing(make_spec: MakeSpec) -> None:
     [
         ({"classes": "cat,dog"}, "vocabulary.names: the run has .*sky.*, asked for"),
         ({"method": "clipbase"}, 'method: the run has "maskclip", asked for "clipbase"'),
-        ({"settings": {"crop": 0}}, "settings.crop: the run has null, asked for 0"),
+        ({"settings": {"crop": 0}}, "settings.crop: the run has 96, asked for 0"),
         ({"templates": ["a picture of {}"]}, "templates"),
         ({"clip": "ovss-demo/random:7"}, "weights: the run has"),
         ({"dtype": "bfloat16"}, 'dtype: the run has "float32", asked for "bfloat16"'),
@@ -277,6 +277,8 @@ def test_errors_come_before_any_work(make_spec: MakeSpec, tmp_path: Path) -> Non
         ({"classes": "voc22"}, SettingError, "did you mean 'voc2[01]'"),
         ({"classes": "cat,cat"}, SettingError, "cat"),
         ({"settings": {"strid": 3}}, SettingError, "did you mean 'stride'"),
+        ({"settings": {"stride": 100}}, SettingError, "stride = 100 is larger than crop = 96"),
+        ({"settings": {"area_thd": 0.1}}, SettingError, "needs a background class"),
         ({"clip": "ViT-B-61/openai"}, WeightsError, "ViT-B-16"),
         ({"clip": f"ovss-demo/{tmp_path}/no.pt"}, WeightsError, "no.pt"),
     ]
