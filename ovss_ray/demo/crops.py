@@ -52,7 +52,7 @@ def draw_pool(scenes: int, seed: int, processes: int) -> list[Crop]:
 
 
 def batches(crops: Sequence[Crop], batch_size: int, rng: np.random.Generator) -> Iterator[list[Crop]]:
-    """Endless shuffled batches; pictures are mirrored at random, which changes none of the captions."""
+    """Endless shuffled batches; pictures are mirrored left to right at random, which changes no caption."""
     while True:
         order = rng.permutation(len(crops))
         for start in range(0, len(crops) - batch_size + 1, batch_size):
@@ -60,8 +60,7 @@ def batches(crops: Sequence[Crop], batch_size: int, rng: np.random.Generator) ->
 
 
 def _mirror(crop: Crop, rng: np.random.Generator) -> Crop:
-    vertical, horizontal = (int(sign) for sign in rng.integers(0, 2, size=2) * 2 - 1)
-    return Crop(crop.image[::vertical, ::horizontal], crop.things)
+    return Crop(crop.image[:, :: int(rng.choice((-1, 1)))], crop.things)
 
 
 def _shape_centres(scene: Scene) -> list[npt.NDArray[np.float64]]:

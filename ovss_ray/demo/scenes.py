@@ -24,6 +24,7 @@ CLASSES = SHAPES + GROUNDS
 FIRST_TRAINING_SEED = 2**32
 
 _OVERSAMPLING = 3
+_TILT = math.radians(30)
 _MIN_VISIBLE_AREA = 0.02  # of the picture: what covers less is not mentioned
 _MIN_VISIBLE_PART = 0.4  # of the shape: what is hidden further is not recognisable
 _COLOURS: dict[str, tuple[int, int, int]] = {
@@ -137,7 +138,7 @@ def _place_shapes(rng: np.random.Generator, height: int, width: int) -> list[tup
     for _ in range(4 * wanted):
         if len(placed) == wanted:
             break
-        radius = height * rng.uniform(0.12, 0.25)
+        radius = height * rng.uniform(0.14, 0.26)
         y = rng.uniform(0.6 * radius, height - 0.6 * radius)
         x = rng.uniform(0.6 * radius, width - 0.6 * radius)
         if all(math.hypot(y - cy, x - cx) > 0.85 * (radius + other) for _, (cy, cx), other in placed):
@@ -156,7 +157,7 @@ def _paint_shape(
     radius: float,
 ) -> None:
     """Paint one shape with a rim and, often, inner contours that repeat its outline."""
-    angle = rng.uniform(0.0, 2.0 * math.pi)
+    angle = rng.uniform(-_TILT, _TILT)
     squeeze = rng.uniform(0.85, 1.0)
     outline = _OUTLINES[name] * np.array([1.0, squeeze])
     cos, sin = math.cos(angle), math.sin(angle)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def encode_pictures(model: Any, pixels: Tensor, top: int, left: int) -> tuple[Tensor, Tensor]:
+def encode_pictures(model: Any, pixels: Tensor, top: int, left: int, *, reduced: bool = False) -> tuple[Tensor, Tensor]:
     """What CLIP says of a picture, and what its patches say of their places.
 
     The pictures take the positions of the patch grid from row `top` and column `left` on, as if the rest of a native
@@ -19,6 +19,7 @@ def encode_pictures(model: Any, pixels: Tensor, top: int, left: int) -> tuple[Te
         model: an open_clip `CLIP` with a plain ViT.
         pixels: [B, 3, S, S], normalised, S no larger than the native size.
         top, left: in patches.
+        reduced: read the patches without the last block's residual and MLP.
 
     Returns:
         Unit rows: the embedding of the CLS token [B, E], as `model.encode_image` gives it at the native size; and
@@ -35,7 +36,8 @@ def encode_pictures(model: Any, pixels: Tensor, top: int, left: int) -> tuple[Te
     for block in early:
         tokens = _finish(block, tokens, _attend(block, tokens, tokens))
     whole = _finish(last, tokens[:, :1], _attend(last, tokens[:, :1], tokens))
-    parts = _finish(last, tokens[:, 1:], _value(last, tokens[:, 1:]))
+    value = _value(last, tokens[:, 1:])
+    parts = value if reduced else _finish(last, tokens[:, 1:], value)
     picture, dense = (F.normalize((visual.ln_post(x) @ visual.proj).float(), dim=-1) for x in (whole, parts))
     return picture[:, 0], dense
 

@@ -1,12 +1,20 @@
 """Train the tiny CLIP that the package ships, from pictures and captions alone.
 
-    python -m ovss_ray.demo.training --minutes 40 --output build/demo-clip
+    python -m ovss_ray.demo.training --minutes 30 --output build/demo-clip
 
 Synthetic scenes are cut into crops, and each crop comes with a set of captions: one that names everything visible, and
-one for every single thing. The loss is CLIP's, with several positives: a caption counts as right for every crop of the
-batch whose caption set says the same. It is taken twice: for the embedding of the CLS token, and for the mean of the
-patch embeddings as MaskCLIP reads them. Large CLIPs learn useful patches from CLS alone, but that takes more pictures
-than a few thousand steps show. Label maps are never looked at; they only serve to score held-out scenes.
+one for every single thing. The loss on the CLS token is CLIP's, with several positives: a caption counts as right for
+every crop of the batch whose caption set says the same. Label maps are never looked at; they only serve to score
+held-out scenes.
+
+Large CLIPs learn useful patches and distinct words from that loss alone, given hundreds of millions of pictures. To get
+there in a few thousand steps, two terms are added that use the same pictures and captions. Among the captions, two
+wordings of a thing come together and different things part: else the six shapes stay one point of the text space, and
+nothing makes the picture tower tell them apart. And every patch, read as MaskCLIP reads it (official and reduced in
+turn), must fit one of the things that its picture's captions name, while every thing named must be found in some
+patches.
+
+A second command may go on from the weights of a first, with `--start-from`; the record then holds both.
 """
 
 from __future__ import annotations
@@ -31,7 +39,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ovss_ray.demo.captions import Thing, describe
 from ovss_ray.demo.crops import CLOSE_UP, NATIVE, Crop, batches, draw_pool
@@ -51,18 +59,17 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 class TrainingSettings:
     """What the training depends on; stored in training.json."""
 
-    minutes: float | None = 40.0
+    minutes: float | None = 30.0
     steps: int | None = None
     batch_size: int = 128
     scenes: int = 8_000
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.1
-    warmup_steps: int = 80
+    warmup_steps: int = 100
     close_ups: float = 0.7
-    dense_weight: float = 1.0
-    sharpness: float = 6.0
-    text_weight: float = 0.5
-    single_captions: int = 2
+    dense_weight: float = 2.0
+    least_share: float = 0.15
+    text_weight: float = 1.0
     seed: int = 0
     threads: int = 2
     score_every: int = 200
@@ -75,12 +82,12 @@ class Captions:
     Attributes:
         tokens: [B, N].
         positives: bool [B crops, B captions], which captions are right for which crops.
-        synonyms: bool [B, B], which captions name the same single thing; None where they name several.
+        names: the thing that each caption names; empty where captions name several.
     """
 
     tokens: torch.Tensor
     positives: torch.Tensor
-    synonyms: torch.Tensor | None = None
+    names: tuple[str, ...] = ()
 
 
 class CaptionWriter:
@@ -103,10 +110,8 @@ class CaptionWriter:
         chosen = [self._choose(crop.things) for crop in crops]
         owned = [{thing.name for thing in crop.things} for crop in crops]
         positives = [[thing.name in names for thing in chosen] for names in owned]
-        synonyms = [[thing.name == other.name for other in chosen] for thing in chosen]
-        return Captions(
-            self._tokens([self._name(thing) for thing in chosen]), torch.tensor(positives), torch.tensor(synonyms)
-        )
+        names = tuple(thing.name for thing in chosen)
+        return Captions(self._tokens([self._name(thing) for thing in chosen]), torch.tensor(positives), names)
 
     def _choose(self, things: Sequence[Thing]) -> Thing:
         """Mostly a shape: grounds are learnt long before shapes are."""
@@ -139,20 +144,20 @@ def contrastive_loss(logits: torch.Tensor, positives: torch.Tensor) -> torch.Ten
     return (crops + captions) / 2
 
 
-def pool_places(similarities: torch.Tensor, sharpness: float) -> torch.Tensor:
-    """One similarity per picture and caption, from those of its places: a smooth maximum.
-
-    Between the mean (0), to which a small thing adds little, and the maximum, which is content with one of its places.
+def placement_loss(logits: torch.Tensor, named: torch.Tensor, least_share: float) -> torch.Tensor:
+    """Every place shows a thing that is named, and every thing that is named is shown in some places.
 
     Args:
-        similarities: cosines [B, N, Q] of N places with Q captions.
-
-    Returns:
-        [B, Q], log of the mean of exp(sharpness * cosine), divided by sharpness.
+        logits: scaled similarities [B, N, K] of N places with K things.
+        named: bool [B, K], the things that a picture's captions name; at least one per picture.
+        least_share: share of the places that a thing is expected to take at least, 0..1.
     """
-    if sharpness == 0:
-        return similarities.mean(dim=1)
-    return (torch.logsumexp(sharpness * similarities, dim=1) - math.log(similarities.shape[1])) / sharpness
+    fit = logits.softmax(dim=-1)
+    fitting = (fit * named[:, None]).sum(dim=-1)
+    count = max(1, int(least_share * logits.shape[1]))
+    found = fit.topk(count, dim=1).values.mean(dim=1)
+    missing = -(found.clamp_min(1e-6).log() * named).sum(dim=-1) / named.sum(dim=-1)
+    return (-fitting.clamp_min(1e-6).log().mean(dim=-1) + missing).mean()
 
 
 def _one_sided_loss(logits: torch.Tensor, positives: torch.Tensor, dim: int) -> torch.Tensor:
@@ -236,19 +241,8 @@ class Trainer:
         spare = (NATIVE - pixels.shape[-1]) // self.model.visual.patch_size[0]
         top, left = self.rng.integers(0, spare + 1, size=2)
         with torch.autocast("cpu", torch.bfloat16):
-            whole, patches = encode_pictures(self.model, pixels, int(top), int(left))
-        written = [self.writer.everything(batch)]
-        written += [self.writer.single(batch) for _ in range(self.settings.single_captions)]
-        texts = encode_captions(self.model, torch.cat([captions.tokens for captions in written]))
-        scale = self.model.logit_scale.exp()
-        losses = []
-        for text, captions in zip(torch.split(texts, len(batch)), written, strict=True):
-            losses.append(contrastive_loss(scale * whole @ text.T, captions.positives))
-            places = pool_places(patches @ text.T, self.settings.sharpness)
-            losses.append(self.settings.dense_weight * contrastive_loss(scale * places, captions.positives))
-            if captions.synonyms is not None:
-                losses.append(self.settings.text_weight * contrastive_loss(scale * text @ text.T, captions.synonyms))
-        loss = torch.stack(losses).sum() / len(written)
+            whole, patches = encode_pictures(self.model, pixels, int(top), int(left), reduced=step % 2 == 0)
+        loss = self._loss(batch, whole, patches)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -256,6 +250,24 @@ class Trainer:
         with torch.no_grad():
             self.model.logit_scale.clamp_(0.0, math.log(50.0))
         return float(loss.detach())
+
+    def _loss(self, batch: list[Crop], whole: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        written = [self.writer.everything(batch), self.writer.single(batch), self.writer.single(batch)]
+        texts = encode_captions(self.model, torch.cat([captions.tokens for captions in written]))
+        scale = self.model.logit_scale.exp()
+        loss = torch.zeros(())
+        for text, captions in zip(torch.split(texts, len(batch)), written, strict=True):
+            loss = loss + contrastive_loss(scale * whole @ text.T, captions.positives)
+        singles, names = texts[len(batch) :], [name for captions in written for name in captions.names]
+        synonyms = torch.tensor([[one == other for other in names] for one in names])
+        loss = loss + self.settings.text_weight * contrastive_loss(scale * singles @ singles.T, synonyms)
+        kinds = sorted(set(names))
+        words = F.normalize(torch.stack([singles[[name == kind for name in names]].mean(0) for kind in kinds]), dim=-1)
+        shown = [{thing.name for thing in crop.things} for crop in batch]
+        named = torch.tensor([[kind in things for kind in kinds] for things in shown])
+        usable = named.any(dim=1)
+        fit = placement_loss(scale * patches[usable] @ words.T, named[usable], self.settings.least_share)
+        return loss + self.settings.dense_weight * fit
 
 
 def save(model: torch.nn.Module, output: Path) -> Path:
@@ -278,11 +290,12 @@ def describe_machine() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--start-from", type=Path, help="folder of an earlier training to go on from")
     for name, value in vars(TrainingSettings()).items():
         kind = float if name == "minutes" else int if name == "steps" else type(value)
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value)
     options = vars(parser.parse_args(arguments))
-    output = options.pop("output")
+    output, earlier = options.pop("output"), options.pop("start_from")
     settings = TrainingSettings(**options)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(settings.threads)
@@ -291,7 +304,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     crops = draw_pool(settings.scenes, settings.seed, os.cpu_count() or 1)
     log.info("%d crops drawn in %.0f s", len(crops), time.monotonic() - start)
-    steps = Trainer(settings, crops, output).run()
+    trainer = Trainer(settings, crops, output)
+    if earlier is not None:
+        trainer.model.load_state_dict(load_file(earlier / f"{DEMO_ARCHITECTURE}.safetensors"))
+    steps = trainer.run()
     weights = output / f"{DEMO_ARCHITECTURE}.safetensors"
     command = "python -m ovss_ray.demo.training " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     record = {
@@ -305,6 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "test_seeds": [TEST_SEEDS.start, TEST_SEEDS.stop - 1],
         "scores": {name: asdict(score) for name, score in score_clip(weights, TEST_SEEDS).items()},
     }
+    if earlier is not None:
+        record["started_from"] = json.loads((earlier / "training.json").read_text())
     (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     log.info("wrote %s", output / "training.json")
 

@@ -89,7 +89,9 @@ def _run(spec: JobSpec, reporter: Reporter) -> RunSummary:
     done = directory.done_shards()
     if record is not None and len(done) == manifest.shards:
         reporter.message(f"{directory.uri} is complete already")
-        return summarise_run(directory, manifest, session=None)
+        summary = summarise_run(directory, manifest, session=None)
+        directory.sweep()
+        return summary
     engine = open_engine(resolved.spec)
     try:
         if record is None:

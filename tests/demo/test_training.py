@@ -17,7 +17,14 @@ from ovss_ray.demo import training
 from ovss_ray.demo.crops import CLOSE_UP, NATIVE, Crop, batches, draw_crops
 from ovss_ray.demo.scenes import CLASSES
 from ovss_ray.demo.towers import encode_captions, encode_pictures
-from ovss_ray.demo.training import CaptionWriter, Trainer, TrainingSettings, contrastive_loss, create_model, pool_places
+from ovss_ray.demo.training import (
+    CaptionWriter,
+    Trainer,
+    TrainingSettings,
+    contrastive_loss,
+    create_model,
+    placement_loss,
+)
 from ovss_ray.segmenters import load_segmenter
 from ovss_ray.segmenters.dense import DenseSegmenter
 from ovss_ray.vocabulary import load_vocabulary
@@ -58,14 +65,27 @@ def test_positives_compete_with_negatives_only(rng: np.random.Generator) -> None
     assert contrastive_loss(torch.from_numpy(logits), torch.from_numpy(positives)).item() == pytest.approx(expected)
 
 
-def test_places_are_pooled_between_mean_and_maximum(rng: np.random.Generator) -> None:
-    cosines = rng.uniform(-1, 1, size=(2, 7, 3))
-    expected = np.log(np.mean(np.exp(5.0 * cosines), axis=1)) / 5.0
-    pooled = pool_places(torch.from_numpy(cosines), 5.0).numpy()
-    np.testing.assert_allclose(pooled, expected)
-    assert (pooled > cosines.mean(1)).all()
-    assert (pooled < cosines.max(1)).all()
-    np.testing.assert_allclose(pool_places(torch.from_numpy(cosines), 0.0).numpy(), cosines.mean(1))
+def test_placement_loss_is_its_definition(rng: np.random.Generator) -> None:
+    logits = rng.normal(size=(2, 10, 3))
+    named = np.array([[True, False, True], [False, True, False]])
+    expected = []
+    for picture, names in zip(logits, named, strict=True):
+        fit = np.exp(picture) / np.exp(picture).sum(axis=1, keepdims=True)
+        fitting = -np.mean([math.log(row[names].sum()) for row in fit])
+        found = [np.mean(sorted(fit[:, thing])[-3:]) for thing in np.flatnonzero(names)]
+        expected.append(fitting - np.mean(np.log(found)))
+    loss = placement_loss(torch.from_numpy(logits), torch.from_numpy(named), least_share=0.3)
+    assert loss.item() == pytest.approx(np.mean(expected))
+
+
+def test_placement_loss_prefers_the_right_places() -> None:
+    named = torch.tensor([[True, True, False]])
+    right = torch.tensor([[[9.0, 0, 0]] * 5 + [[0, 9.0, 0]] * 5])
+    absent = torch.tensor([[[9.0, 0, 0]] * 5 + [[0, 0, 9.0]] * 5])
+    missing = torch.tensor([[[9.0, 0, 0]] * 10])
+    losses = [placement_loss(logits, named, least_share=0.3).item() for logits in (right, absent, missing)]
+    assert losses[0] < 0.01
+    assert min(losses[1:]) > 1
 
 
 @torch.no_grad()
@@ -76,6 +96,11 @@ def test_native_pictures_are_encoded_as_open_clip_and_maskclip_do(model: Any) ->
     maskclip = load_segmenter("maskclip", clip=model, device="cpu", dtype="float32")
     assert isinstance(maskclip, DenseSegmenter)
     expected = F.normalize(maskclip.patch_embeddings(pixels), dim=-1).flatten(1, 2)
+    torch.testing.assert_close(patches, expected, atol=1e-5, rtol=0)
+    reduced = load_segmenter("maskclip", clip=model, device="cpu", dtype="float32", variant="reduced")
+    assert isinstance(reduced, DenseSegmenter)
+    _, patches = encode_pictures(model, pixels, 0, 0, reduced=True)
+    expected = F.normalize(reduced.patch_embeddings(pixels), dim=-1).flatten(1, 2)
     torch.testing.assert_close(patches, expected, atol=1e-5, rtol=0)
 
 
@@ -106,8 +131,7 @@ def test_captions_count_as_right_where_they_are(crops: list[Crop], rng: np.rando
             assert right == any(name in caption for name in own), caption
     assert single.positives.diagonal().all()
     named = [next(name for name in CLASSES if name in caption) for caption in captions]
-    assert single.synonyms is not None
-    assert single.synonyms.tolist() == [[one == other for other in named] for one in named]
+    assert single.names == tuple(named)
 
 
 def test_crops_are_what_the_trainer_expects(crops: list[Crop]) -> None:
@@ -141,6 +165,9 @@ def test_the_command_writes_weights_and_a_record(tmp_path: Path, monkeypatch: py
     assert record["settings"]["seed"] == 0
     assert record["command"].startswith("python -m ovss_ray.demo.training --output")
     assert set(record["scores"]) == {"maskclip_official", "maskclip_reduced", "clipbase"}
+    further = tmp_path / "further"
+    training.main([*arguments[:1], str(further), "--start-from", str(tmp_path), *arguments[2:]])
+    assert json.loads((further / "training.json").read_text())["started_from"] == record
     model = open_clip.create_model("ovss-demo", pretrained=str(tmp_path / "ovss-demo.safetensors"))
     assert model.visual.grid_size == (12, 12)
     assert (tmp_path / "ovss-demo.safetensors").stat().st_size <= 8_000_000
