@@ -299,7 +299,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = TrainingSettings(**options)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(settings.threads)
-    torch.set_flush_denormal(True)  # vanishing gradients would make every product a hundred times slower
     output.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     crops = draw_pool(settings.scenes, settings.seed, os.cpu_count() or 1)
