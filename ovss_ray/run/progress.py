@@ -37,7 +37,7 @@ class Progress:
         self.images_before = images_before
         self.shards = shards
         self.started = time.monotonic()
-        self.first_image: float | None = None
+        self._first: tuple[float, int] | None = None  # when images were first seen to be done, and how many
         self.statuses: Counter[str] = Counter()
         self._reported: dict[str, int] = {}  # images of finished shards, by worker
         self._live: dict[str, WorkerProgress] = {}
@@ -53,8 +53,8 @@ class Progress:
         for gone in set(self._live) - set(live):
             self._seconds_of_gone.update(self._live[gone].stage_seconds)
         self._live = dict(live)
-        if self.first_image is None and self.images_now:
-            self.first_image = time.monotonic()
+        if self._first is None and self.images_now:
+            self._first = time.monotonic(), self.images_now
 
     @property
     def images_now(self) -> int:
@@ -76,10 +76,12 @@ class Progress:
 
     @property
     def images_per_s(self) -> float:
-        """Since the first image was seen to be done; start-up does not count."""
-        if self.first_image is None:
-            return 0.0
-        return self.images_now / max(time.monotonic() - self.first_image, 1e-9)
+        """Since images were first seen to be done, so that start-up does not count; of the whole session if it is short."""
+        if self._first is not None:
+            since, before = time.monotonic() - self._first[0], self.images_now - self._first[1]
+            if since > 1.0 and before:
+                return before / since
+        return self.images_now / max(self.seconds, 1e-9)
 
     @property
     def remaining_s(self) -> float | None:

@@ -26,6 +26,20 @@ def test_images_of_unfinished_shards_count_once() -> None:
     assert progress.failures == 0
 
 
+def test_the_rate_leaves_start_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("ovss_ray.run.progress.time.monotonic", lambda: now)
+    progress = Progress(images=100, images_before=0, shards=10)
+    assert progress.remaining_s is None
+    now += 60.0  # loading the model
+    progress.observe({"a": WorkerProgress({"ok": 6}, {})})
+    assert progress.images_per_s == pytest.approx(6 / 60)  # nothing better is known yet
+    now += 10.0
+    progress.observe({"a": WorkerProgress({"ok": 46}, {})})
+    assert progress.images_per_s == pytest.approx(4.0)
+    assert progress.remaining_s == pytest.approx(54 / 4)
+
+
 @pytest.mark.parametrize(
     ("seconds", "stage"),
     [
