@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 from urllib.parse import unquote
 
 import fsspec
 
-from ovss_ray.errors import SettingError
+from ovss_ray.errors import InputError, OvssError, SettingError
 
 StorageOptions = Mapping[str, Mapping[str, Any]]
 StoreFailure = Literal["not_found", "forbidden", "credentials", "unreachable", "throttled", "other"]
@@ -180,3 +181,29 @@ def _failure_by_type(error: BaseException) -> StoreFailure | None:
     if isinstance(error, PermissionError):
         return "forbidden"
     return None
+
+
+@contextmanager
+def explained(uri: str, what: str = "read") -> Iterator[None]:
+    """Turn what a store says about missing permission or connection into one sentence, an `InputError`.
+
+    Other errors pass unchanged.
+
+    Args:
+        uri: the place that is used inside the context.
+        what: how it is used, for the sentence.
+    """
+    reasons = {
+        "forbidden": "access is denied; check the credentials",
+        "credentials": "there are no usable credentials; set them in the environment or in storage_options",
+        "unreachable": "the store cannot be reached; check the endpoint and the network",
+    }
+    try:
+        yield
+    except OvssError:
+        raise
+    except Exception as error:
+        reason = reasons.get(store_failure(error))
+        if reason is None:
+            raise
+        raise InputError(f"{uri} cannot be {what}: {reason}") from error

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from ovss_ray.errors import OvssError, SettingError, nearest
-from ovss_ray.images.stores import StorageOptions, open_store, store_failure
+from ovss_ray.images.stores import StorageOptions, explained, open_store
 from ovss_ray.labels.codecs import LabelMap, decode_label_map
 from ovss_ray.labels.schema import check_schema, load_contract, load_schema
 from ovss_ray.labels.views import BULKY_COLUMNS, connect
@@ -40,7 +40,7 @@ def open_run(path: str | PathLike[str], storage_options: StorageOptions | None =
     """
     uri = fspath(path).rstrip("/")
     fs, root = open_store(uri or "/", storage_options)
-    with _explained(uri):
+    with explained(uri):
         try:
             stored = fs.cat_file(f"{root}/run.json")
         except (FileNotFoundError, NotADirectoryError):
@@ -109,7 +109,7 @@ class Run:
 
     def shards_done(self) -> list[int]:
         """Numbers of the shards that are written, ascending; one listing."""
-        with _explained(self.uri):
+        with explained(self.uri):
             self._fs.invalidate_cache(self._shards)
             try:
                 paths = self._fs.ls(self._shards, detail=False)
@@ -296,22 +296,3 @@ def _explain_missing(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or repr(error)
-
-
-@contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Turn what a store says about missing permission or connection into one sentence."""
-    reasons = {
-        "forbidden": "access is denied; check the credentials",
-        "credentials": "there are no usable credentials; set them in the environment or in storage_options",
-        "unreachable": "the store cannot be reached; check the endpoint and the network",
-    }
-    try:
-        yield
-    except OvssError:
-        raise
-    except Exception as error:
-        reason = reasons.get(store_failure(error))
-        if reason is None:
-            raise
-        raise OvssError(f"{uri} cannot be read: {reason}") from error

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ovss_ray.errors import InputError, RunFailedError
-from ovss_ray.images.stores import StorageOptions, is_local, open_store
+from ovss_ray.images.stores import StorageOptions, explained, is_local, open_store
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -108,12 +108,13 @@ class RunDirectory:
             InputError: the place cannot be written to.
         """
         try:
-            if self.is_local:
-                for folder in ("manifest", "shards"):
-                    Path(self.path(folder)).mkdir(parents=True, exist_ok=True)
-            self.sweep()
-            self.conditional_put = self._probe()
-        except (OSError, PermissionError) as error:
+            with explained(self.uri, "written"):
+                if self.is_local:
+                    for folder in ("manifest", "shards"):
+                        Path(self.path(folder)).mkdir(parents=True, exist_ok=True)
+                self.sweep()
+                self.conditional_put = self._probe()
+        except OSError as error:
             raise InputError(f"the run directory {self.uri} cannot be written: {_reason(error)}") from error
 
     def sweep(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ovss_ray.errors import OvssError, RunFailedError, RunMismatchError
 from ovss_ray.images.listing import list_images
+from ovss_ray.images.stores import explained
 from ovss_ray.labels.reading import FORMAT_VERSION
 from ovss_ray.run.directory import RUN_FILE, RunDirectory
 from ovss_ray.run.engines import open_engine
@@ -79,7 +80,8 @@ def run_job(spec: JobSpec, *, reporter: Reporter | None = None) -> RunSummary:
 def _run(spec: JobSpec, reporter: Reporter) -> RunSummary:
     resolved = resolve(spec)
     directory = RunDirectory(resolved.spec.run, spec.storage_options)
-    record = directory.read_json(RUN_FILE)
+    with explained(directory.uri, "used as a run directory"):
+        record = directory.read_json(RUN_FILE)
     if record is not None:
         _check_format(record, directory)
         resolved, manifest = take_over(resolved, record, run=directory.uri)

@@ -76,7 +76,7 @@ class Progress:
 
     @property
     def images_per_s(self) -> float:
-        """Since images were first seen to be done, so that start-up does not count; of the whole session if it is short."""
+        """Since images were first seen to be done: start-up does not count. Of the whole session if that is short."""
         if self._first is not None:
             since, before = time.monotonic() - self._first[0], self.images_now - self._first[1]
             if since > 1.0 and before:

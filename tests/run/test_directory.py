@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 
 from ovss_ray.errors import InputError, RunFailedError
 from ovss_ray.run.directory import RunDirectory, is_final
+from ovss_ray.run.driver import run_job
+from ovss_ray.spec import JobSpec
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -88,6 +91,21 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_start(tmp_path: Pa
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"):
         RunDirectory(str(tmp_path / "file" / "run")).prepare()
+
+
+def test_a_bucket_that_is_not_there_is_refused_before_the_start(s3: str) -> None:
+    with pytest.raises(InputError, match="no-such-bucket.* cannot be written"):
+        RunDirectory("s3://no-such-bucket-anywhere/run").prepare()
+
+
+def test_a_store_out_of_reach_is_explained(make_spec: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    nobody = {"s3": {"endpoint_url": "http://127.0.0.1:9"}}
+    with pytest.raises(
+        InputError, match="s3://bucket/run cannot be used as a run directory: the store cannot be reached"
+    ):
+        run_job(make_spec(run="s3://bucket/run", storage_options=nobody))
 
 
 def _create_and_die(uri: str, name: str, size: int) -> None:
