@@ -12,10 +12,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ovss_ray.errors import SettingError, explain_invalid, nearest
+from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
+from ovss_ray.images.listing import DEFAULT_EXTENSIONS
 
 Auto = Literal["auto"]
-
-DEFAULT_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
 
 
 class JobSpec(BaseModel):
@@ -76,7 +76,7 @@ class JobSpec(BaseModel):
         default=None, gt=0, le=1, description="Label a stable random fraction of the images, chosen by hash of the URI."
     )
     max_pixels: int = Field(
-        default=100_000_000, ge=1, description="Images with more pixels than this become too_large rows."
+        default=DEFAULT_MAX_PIXELS, ge=1, description="Images with more pixels than this become too_large rows."
     )
 
     label_map: Literal["png", "zstd"] = Field(
