@@ -19,6 +19,7 @@ from ovss_ray.errors import OvssError, SettingError, nearest
 from ovss_ray.images.stores import StorageOptions, explained, open_store
 from ovss_ray.labels.codecs import LabelMap, decode_label_map
 from ovss_ray.labels.schema import check_schema, load_contract, load_schema
+from ovss_ray.labels.shard import list_shards
 from ovss_ray.labels.views import BULKY_COLUMNS, connect
 from ovss_ray.vocabulary import Vocabulary
 
@@ -110,13 +111,7 @@ class Run:
     def shards_done(self) -> list[int]:
         """Numbers of the shards that are written, ascending; one listing."""
         with explained(self.uri):
-            self._fs.invalidate_cache(self._shards)
-            try:
-                paths = self._fs.ls(self._shards, detail=False)
-            except FileNotFoundError:
-                return []
-        stems = (path.rsplit("/", 1)[-1].removesuffix(".parquet") for path in paths if path.endswith(".parquet"))
-        return sorted(int(stem) for stem in stems if stem.isdigit())
+            return list_shards(self._fs, self._shards)
 
     def status_counts(self) -> dict[str, int]:
         """Number of images by status, of the shards that are written; a status without images is left out."""

@@ -178,3 +178,14 @@ def _leaf_paths(path: str, kind: pa.DataType) -> list[str]:
 def _rows_per_group(rows: Sequence[ImageRow]) -> int:
     label_bytes = sum(len(row.label_map or b"") for row in rows)
     return max(_GROUP_ROWS_MIN, len(rows) * _GROUP_LABEL_BYTES // max(label_bytes, 1))
+
+
+def list_shards(fs: Any, folder: str) -> list[int]:
+    """Numbers of the shards whose file is in a folder, ascending; one listing, and none if there is no folder."""
+    fs.invalidate_cache(folder)
+    try:
+        paths = fs.ls(folder, detail=False)
+    except FileNotFoundError:
+        return []
+    stems = (path.rsplit("/", 1)[-1].removesuffix(".parquet") for path in paths if path.endswith(".parquet"))
+    return sorted(int(stem) for stem in stems if stem.isdigit())

@@ -22,6 +22,7 @@ from typing import Any
 
 from ovss_ray.errors import InputError, RunFailedError
 from ovss_ray.images.stores import StorageOptions, explained, is_local, open_store
+from ovss_ray.labels.shard import list_shards
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -91,13 +92,7 @@ class RunDirectory:
 
     def done_shards(self) -> set[int]:
         """Ids of the shards whose file exists: one listing of `shards/`."""
-        self.fs.invalidate_cache(self.path("shards"))
-        try:
-            names = self.fs.ls(self.path("shards"), detail=False)
-        except FileNotFoundError:
-            return set()
-        stems = (name.rsplit("/", 1)[-1].removesuffix(".parquet") for name in names if name.endswith(".parquet"))
-        return {int(stem) for stem in stems if stem.isdigit()}
+        return set(list_shards(self.fs, self.path("shards")))
 
     # -- writing -----------------------------------------------------------------------------------------------
 
