@@ -57,7 +57,9 @@ def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype == "auto":
-        return torch.float16 if resolve_device(device).type == "cuda" else torch.float32
+        # A named device need not be here: the driver of a run decides for workers on other machines.
+        where = resolve_device(device) if str(device) == "auto" else torch.device(device)
+        return torch.float16 if where.type == "cuda" else torch.float32
     if dtype not in DTYPES:
         raise SettingError(f"dtype = {dtype!r}: must be 'auto', {', '.join(map(repr, DTYPES))}")
     return DTYPES[dtype]

@@ -266,3 +266,8 @@ def test_devices_and_precisions() -> None:
         assert resolve_device("auto") == torch.device("cpu")
         with pytest.raises(SettingError, match="no usable CUDA device"):
             resolve_device("cuda")
+
+
+def test_the_precision_of_a_gpu_elsewhere_can_be_told_without_one() -> None:
+    assert resolve_dtype("auto", "cuda") == torch.float16
+    assert resolve_dtype("auto", "cpu") == torch.float32
