@@ -37,11 +37,16 @@ class ImageRef:
         uri: a URI, or an absolute path for a local file; "" for a row of a list that names no image.
         size_bytes: its size where the store's listing gives it (object stores), else None.
         etag: the store's own mark of its content, without quotes, where the listing gives it, else None.
+        offset: position inside the file that holds the image among others (byte of a tar, row of a Parquet file); None
+            if the image is a file of its own.
+        extra: what a list says about the image beside its place, as a JSON object; None if nothing is kept.
     """
 
     uri: str
     size_bytes: int | None = None
     etag: str | None = None
+    offset: int | None = None
+    extra: str | None = None
 
 
 def list_images(

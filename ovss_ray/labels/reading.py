@@ -13,17 +13,16 @@ import duckdb
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict
 
 from ovss_ray.errors import OvssError, SettingError, nearest
 from ovss_ray.images.stores import StorageOptions, explained, open_store
 from ovss_ray.labels.codecs import LabelMap, decode_label_map
+from ovss_ray.labels.layout import FORMAT_VERSION, Manifest
 from ovss_ray.labels.schema import check_schema, load_contract, load_schema
 from ovss_ray.labels.shard import list_shards
 from ovss_ray.labels.views import BULKY_COLUMNS, connect
 from ovss_ray.vocabulary import Vocabulary
-
-FORMAT_VERSION = 1
 
 _LOOKUP_COLUMNS = ["image_id", "uri", "status", "error", "height", "width", "label_map"]
 
@@ -46,18 +45,8 @@ def open_run(path: str | PathLike[str], storage_options: StorageOptions | None =
             stored = fs.cat_file(f"{root}/run.json")
         except (FileNotFoundError, NotADirectoryError):
             raise SettingError(_explain_missing(fs, root, uri)) from None
-    return Run(uri, fs, root, _parse_record(stored, uri))
-
-
-class _Job(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow")
-    shard_size: PositiveInt
-
-
-class _Manifest(BaseModel):
-    model_config = ConfigDict(frozen=True)
-    images: NonNegativeInt
-    shards: NonNegativeInt
+    record, manifest = _parse_record(stored, uri)
+    return Run(uri, fs, root, record, manifest)
 
 
 class _Record(BaseModel):
@@ -65,9 +54,8 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     fingerprint: str
-    job: _Job
+    job: dict[str, Any]
     vocabulary: dict[str, Any]
-    manifest: _Manifest
 
 
 class Run:
@@ -82,14 +70,14 @@ class Run:
         num_shards: number of shards that they are divided into.
     """
 
-    def __init__(self, uri: str, fs: fsspec.AbstractFileSystem, root: str, record: _Record) -> None:
+    def __init__(self, uri: str, fs: fsspec.AbstractFileSystem, root: str, record: _Record, manifest: Manifest) -> None:
         self.uri = uri
-        self.job: dict[str, Any] = record.job.model_dump()
+        self.job: dict[str, Any] = record.job
         self.fingerprint = record.fingerprint
         self.vocabulary = Vocabulary.from_json(json.dumps(record.vocabulary))
-        self.num_images = record.manifest.images
-        self.num_shards = record.manifest.shards
-        self._shard_size = record.job.shard_size
+        self.num_images = manifest.images
+        self.num_shards = manifest.shards
+        self._manifest = manifest
         self._fs = fs
         self._shards = f"{root}/shards"
 
@@ -187,7 +175,7 @@ class Run:
         """
         if not 0 <= image_id < self.num_images:
             raise SettingError(f"{self.uri} has no image {image_id}: its image ids are 0 to {self.num_images - 1}")
-        shard, position = divmod(image_id, self._shard_size)
+        shard, position = self._manifest.home_of(image_id)
         with self._open_shard(shard) as parquet:
             row = _read_row(parquet, position, _LOOKUP_COLUMNS)
         if row is None or row["image_id"] != image_id:
@@ -261,14 +249,15 @@ def _read_row(parquet: pq.ParquetFile, position: int, columns: list[str]) -> dic
     return None
 
 
-def _parse_record(stored: bytes, uri: str) -> _Record:
+def _parse_record(stored: bytes, uri: str) -> tuple[_Record, Manifest]:
     try:
-        version = int(json.loads(stored)["format_version"])
+        content = json.loads(stored)
+        version = int(content["format_version"])
         if version > FORMAT_VERSION:
             raise OvssError(
                 f"{uri} has run format {version} and this ovss-ray reads {FORMAT_VERSION}; upgrade ovss-ray to read it"
             )
-        return _Record.model_validate_json(stored)
+        return _Record.model_validate(content), Manifest.from_json(content["manifest"])
     except (ValueError, KeyError, TypeError) as error:
         raise OvssError(f"{uri}/run.json is damaged ({_first_line(error)}); restore it to read the run") from error
 

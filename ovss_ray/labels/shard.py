@@ -33,6 +33,7 @@ class ImageRow:
     uri: str
     status: str
     error: str | None = None
+    extra: str | None = None
     height: int | None = None
     width: int | None = None
     label_map: bytes | None = None
@@ -51,6 +52,7 @@ def summarise(
     *,
     ignore_index: int,
     codec: str = "png",
+    extra: str | None = None,
 ) -> ImageRow:
     """The row of an image that was labelled.
 
@@ -59,6 +61,7 @@ def summarise(
         confidence: [H, W] floating point in 0..1, probability of the winning class.
         margin: [H, W] floating point in 0..1, probability of the winning class minus that of the second.
         codec: how the label map is stored, "png" or "zstd".
+        extra: what the list of images says about it, as a JSON object.
 
     Raises:
         ValueError: if the arrays differ in shape or `labels` is not a label map.
@@ -70,6 +73,7 @@ def summarise(
         image_id=image_id,
         uri=uri,
         status="ok",
+        extra=extra,
         height=height,
         width=width,
         label_map=encode_label_map(labels, codec),
@@ -80,9 +84,9 @@ def summarise(
     )
 
 
-def failed_row(image_id: int, uri: str, error: ImageError) -> ImageRow:
+def failed_row(image_id: int, uri: str, error: ImageError, extra: str | None = None) -> ImageRow:
     """The row of an image that could not be labelled."""
-    return ImageRow(image_id=image_id, uri=uri, status=error.status, error=error.reason)
+    return ImageRow(image_id=image_id, uri=uri, status=error.status, error=error.reason, extra=extra)
 
 
 def encode_shard(rows: Iterable[ImageRow], metadata: Mapping[str, str]) -> bytes:

@@ -1,11 +1,4 @@
-"""The run directory: what lies where, and how a file is created at most once on a local disk or an object store.
-
-run.json                      the resolved job and its fingerprint
-manifest/00000.parquet        the frozen list of images
-text.parquet                  the encoded vocabulary
-shards/00000000.parquet       one file per shard: the result and, by existing, the checkpoint
-summary.json                  written at the end
-"""
+"""The run directory: how its files are read, and created at most once, on a local disk or in an object store."""
 
 from __future__ import annotations
 
@@ -22,11 +15,8 @@ from typing import Any
 
 from ovss_ray.errors import InputError, RunFailedError
 from ovss_ray.images.stores import StorageOptions, explained, is_local, open_store
+from ovss_ray.labels.layout import SHARDS_FOLDER
 from ovss_ray.labels.shard import list_shards
-
-RUN_FILE = "run.json"
-SUMMARY_FILE = "summary.json"
-TEXT_FILE = "text.parquet"
 
 
 class RunDirectory:
@@ -54,11 +44,6 @@ class RunDirectory:
     def path(self, name: str) -> str:
         """Full path of a file of the run on its file system."""
         return f"{self.root}/{name}"
-
-    @staticmethod
-    def shard_name(shard: int) -> str:
-        """Name of a shard's file inside the run directory."""
-        return f"shards/{shard:08d}.parquet"
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -92,7 +77,7 @@ class RunDirectory:
 
     def done_shards(self) -> set[int]:
         """Ids of the shards whose file exists: one listing of `shards/`."""
-        return set(list_shards(self.fs, self.path("shards")))
+        return set(list_shards(self.fs, self.path(SHARDS_FOLDER)))
 
     # -- writing -----------------------------------------------------------------------------------------------
 

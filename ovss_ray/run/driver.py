@@ -18,11 +18,11 @@ from typing import Any
 from ovss_ray.errors import OvssError, RunFailedError, RunMismatchError
 from ovss_ray.images.listing import list_images
 from ovss_ray.images.stores import explained
-from ovss_ray.labels.reading import FORMAT_VERSION
-from ovss_ray.run.directory import RUN_FILE, RunDirectory
+from ovss_ray.labels.layout import FORMAT_VERSION, RUN_FILE, Manifest
+from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.engines import open_engine
 from ovss_ray.run.job import LabellingJob, ResolvedSpec, resolve, run_record, take_over
-from ovss_ray.run.manifest import Manifest, choose_shard_size, write_manifest
+from ovss_ray.run.manifest import choose_shard_size, write_manifest
 from ovss_ray.run.pool import Engine, PoolEvent, ShardReported, TextEncoded, WorkerLoaded, WorkerPool
 from ovss_ray.run.progress import Progress, Reporter, SilentReporter
 from ovss_ray.run.scheduler import (
@@ -185,7 +185,7 @@ class _Session:
             max_shard_attempts=job.spec.max_shard_attempts,
         )
         self.progress = Progress(
-            images=manifest.images,
+            images=manifest.rows,
             images_before=sum(manifest.images_in(shard) for shard in done),
             shards=manifest.shards,
         )

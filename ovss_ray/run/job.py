@@ -12,10 +12,9 @@ from typing import Any
 from ovss_ray.errors import RunMismatchError
 from ovss_ray.images.decoding import DECODING_VERSION
 from ovss_ray.images.stores import is_local, local_path
-from ovss_ray.labels.reading import FORMAT_VERSION
+from ovss_ray.labels.layout import FORMAT_VERSION, Manifest
 from ovss_ray.models.sources import native_image_size, resolve_weights
 from ovss_ray.models.text import check_query_lengths
-from ovss_ray.run.manifest import Manifest
 from ovss_ray.segmenters import get_method
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__

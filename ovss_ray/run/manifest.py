@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ovss_ray.errors import RunFailedError
 from ovss_ray.images.listing import ImageRef
+from ovss_ray.labels.layout import MANIFEST_FOLDER, Manifest, Part
 from ovss_ray.labels.schema import load_schema
 from ovss_ray.run.directory import RunDirectory
 
@@ -26,46 +27,20 @@ SHARDS_WANTED = 64
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One image of the run: its id (position in the manifest) and where its bytes are."""
+    """One image of the run: its id (position in the manifest), where its bytes are, and what is kept with it.
+
+    The fields are columns of `schemas/manifest.yaml`.
+    """
 
     image_id: int
     uri: str
-    size_bytes: int | None
+    size_bytes: int | None = None
+    offset: int | None = None
+    extra: str | None = None
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What `run.json` records about the manifest.
-
-    Attributes:
-        images: number of images.
-        shard_size: images per shard; the last shard may hold fewer.
-        digest: SHA-256 over id order, URIs, sizes and etags.
-        parts: rows of each part file.
-    """
-
-    images: int
-    shard_size: int
-    digest: str
-    parts: tuple[int, ...]
-
-    @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return -(-self.images // self.shard_size)
-
-    def images_in(self, shard: int) -> int:
-        """Number of images of a shard."""
-        return min(self.shard_size, self.images - shard * self.shard_size)
-
-    def to_json(self) -> dict[str, Any]:
-        """As stored in `run.json`."""
-        return {**asdict(self), "parts": list(self.parts), "shards": self.shards}
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Manifest:
-        """From `run.json`."""
-        return cls(stored["images"], stored["shard_size"], stored["digest"], tuple(stored["parts"]))
+_ROW_COLUMNS = [field.name for field in fields(ManifestRow)]
+_REF_COLUMNS = [field.name for field in fields(ImageRef)]
 
 
 def choose_shard_size(images: Iterator[ImageRef]) -> tuple[int, Iterator[ImageRef]]:
@@ -85,35 +60,48 @@ def write_manifest(images: Iterable[ImageRef], directory: RunDirectory, shard_si
     Parts that an interrupted planning left behind are replaced or removed: `run.json`, written after this, is what
     makes a manifest count.
     """
+    parts, digest = write_parts(enumerate(images), directory, shard_size, part_name)
+    for stale in set(directory.files_in(MANIFEST_FOLDER)) - {part.name for part in parts}:
+        directory.remove(stale)
+    return Manifest(shard_size, digest, tuple(parts))
+
+
+def write_parts(
+    images: Iterable[tuple[int, ImageRef]],
+    directory: RunDirectory,
+    shard_size: int,
+    name_of: Callable[[int], str],
+) -> tuple[list[Part], str]:
+    """Stream images with their ids into parts of a million; returns the parts and the SHA-256 over all images.
+
+    Args:
+        name_of: the name of the n-th part, counted from 0.
+    """
     schema = load_schema("manifest")
     shards_per_part = max(ROWS_PER_PART // shard_size, 1)
     digest = hashlib.sha256()
-    parts: list[int] = []
+    parts: list[Part] = []
     groups = _batched(images, shard_size)
-    image_id = 0
     while True:
         part_rows = 0
         sink = io.BytesIO()
         with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
             for group in itertools.islice(groups, shards_per_part):
-                writer.write_table(_table(group, image_id, schema), row_group_size=shard_size)
-                digest.update("".join(f"{ref.uri}\t{ref.size_bytes}\t{ref.etag}\n" for ref in group).encode())
-                image_id += len(group)
+                writer.write_table(_table(group, schema), row_group_size=shard_size)
+                digest.update("".join(map(_identity, group)).encode())
                 part_rows += len(group)
         if not part_rows:
             break
-        directory.replace(part_name(len(parts)), sink.getvalue())
-        parts.append(part_rows)
+        directory.replace(name_of(len(parts)), sink.getvalue())
+        parts.append(Part(name_of(len(parts)), part_rows))
         if part_rows < shards_per_part * shard_size:
             break
-    for stale in set(directory.files_in("manifest")) - {part_name(index) for index in range(len(parts))}:
-        directory.remove(stale)
-    return Manifest(image_id, shard_size, digest.hexdigest(), tuple(parts))
+    return parts, digest.hexdigest()
 
 
 def part_name(index: int) -> str:
-    """Name of a manifest part inside the run directory."""
-    return f"manifest/{index:05d}.parquet"
+    """Name of a part that the run was planned with."""
+    return f"{MANIFEST_FOLDER}/{index:05d}.parquet"
 
 
 class ManifestReader:
@@ -122,7 +110,6 @@ class ManifestReader:
     def __init__(self, manifest: Manifest, directory: RunDirectory) -> None:
         self._manifest = manifest
         self._directory = directory
-        self._shards_per_part = max(ROWS_PER_PART // manifest.shard_size, 1)
         self._footer = lru_cache(maxsize=4)(self._read_footer)
 
     def rows(self, shard: int) -> list[ManifestRow]:
@@ -131,15 +118,13 @@ class ManifestReader:
         Raises:
             RunFailedError: the manifest is not the one that `run.json` describes.
         """
-        part, group = divmod(shard, self._shards_per_part)
+        part, group = self._manifest.place_of(shard)
         footer = self._footer(part)
-        with self._directory.fs.open(self._directory.path(part_name(part)), "rb") as file:
-            table = pq.ParquetFile(file, metadata=footer).read_row_group(
-                group, columns=["image_id", "uri", "size_bytes"]
-            )
+        with self._directory.fs.open(self._directory.path(self._manifest.parts[part].name), "rb") as file:
+            table = pq.ParquetFile(file, metadata=footer).read_row_group(group, columns=_ROW_COLUMNS)
         rows = [ManifestRow(**row) for row in table.to_pylist()]
-        first = shard * self._manifest.shard_size
-        if len(rows) != self._manifest.images_in(shard) or rows[0].image_id != first:
+        first = self._manifest.first_id(shard)
+        if len(rows) != self._manifest.images_in(shard) or first not in (None, rows[0].image_id):
             raise RunFailedError(
                 f"{self._part_uri(part)} does not fit run.json (shard {shard}); "
                 "the manifest was changed after planning: start in a new run directory"
@@ -147,30 +132,32 @@ class ManifestReader:
         return rows
 
     def _part_uri(self, part: int) -> str:
-        return f"{self._directory.uri}/{part_name(part)}"
+        return f"{self._directory.uri}/{self._manifest.parts[part].name}"
 
     def _read_footer(self, part: int) -> pq.FileMetaData:
         try:
-            with self._directory.fs.open(self._directory.path(part_name(part)), "rb") as file:
+            with self._directory.fs.open(self._directory.path(self._manifest.parts[part].name), "rb") as file:
                 footer = pq.read_metadata(file)
         except FileNotFoundError:
             raise RunFailedError(f"{self._part_uri(part)} is missing; restore it to continue") from None
-        if footer.num_rows != self._manifest.parts[part]:
+        if footer.num_rows != self._manifest.parts[part].rows:
             raise RunFailedError(f"{self._part_uri(part)} does not fit run.json; restore it to continue")
         return footer
 
 
-def _batched(images: Iterable[ImageRef], size: int) -> Iterator[list[ImageRef]]:
+def _batched(images: Iterable[tuple[int, ImageRef]], size: int) -> Iterator[list[tuple[int, ImageRef]]]:
     iterator = iter(images)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
 
 
-def _table(group: list[ImageRef], first_id: int, schema: pa.Schema) -> pa.Table:
-    columns = {
-        "image_id": range(first_id, first_id + len(group)),
-        "uri": [ref.uri for ref in group],
-        "size_bytes": [ref.size_bytes for ref in group],
-        "etag": [ref.etag for ref in group],
-    }
+def _identity(image: tuple[int, ImageRef]) -> str:
+    _, ref = image
+    return f"{ref.uri}\t{ref.size_bytes}\t{ref.etag}\t{ref.offset}\n"
+
+
+def _table(group: list[tuple[int, ImageRef]], schema: pa.Schema) -> pa.Table:
+    refs = [ref for _, ref in group]
+    columns: dict[str, list[Any]] = {name: [getattr(ref, name) for ref in refs] for name in _REF_COLUMNS}
+    columns["image_id"] = [image_id for image_id, _ in group]
     return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)

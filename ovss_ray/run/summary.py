@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ovss_ray.images.stores import StorageOptions
+from ovss_ray.labels.layout import RUN_FILE, SUMMARY_FILE, Manifest, shard_name
 from ovss_ray.labels.reading import Run, open_run
-from ovss_ray.run.directory import RUN_FILE, SUMMARY_FILE, RunDirectory
-from ovss_ray.run.manifest import Manifest
+from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.progress import Progress
 
 TOP_REASONS = 20
@@ -129,7 +129,7 @@ def _last_write(directory: RunDirectory, done: list[int]) -> str | None:
     if not done:
         return None
     # Shards are given out in order, so the latest is among the last few ids.
-    names = [directory.path(directory.shard_name(shard)) for shard in done[-32:]]
+    names = [directory.path(shard_name(shard)) for shard in done[-32:]]
     latest: datetime = max(directory.fs.modified(name) for name in names)
     return latest.astimezone(timezone.utc).isoformat(timespec="seconds")
 

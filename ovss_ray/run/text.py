@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ovss_ray.run.directory import TEXT_FILE, RunDirectory
+from ovss_ray.labels.layout import TEXT_FILE
+from ovss_ray.run.directory import RunDirectory
 from ovss_ray.segmenters import TextEmbeddings
 from ovss_ray.vocabulary import Vocabulary
 

@@ -21,9 +21,10 @@ import torch
 
 from ovss_ray.errors import ImageError, RunFailedError, WeightsError
 from ovss_ray.images.fetching import Fetcher
+from ovss_ray.labels.layout import RUN_FILE, shard_name
 from ovss_ray.labels.shard import ImageRow, encode_shard, failed_row, summarise
 from ovss_ray.models.sources import resolve_weights
-from ovss_ray.run.directory import RUN_FILE, RunDirectory, is_final
+from ovss_ray.run.directory import RunDirectory, is_final
 from ovss_ray.run.job import LabellingJob
 from ovss_ray.run.manifest import ManifestReader
 from ovss_ray.run.prefetch import (
@@ -140,7 +141,7 @@ class Worker:
         statuses = Counter(row.status for row in rows)
         data = encode_shard(rows, self._metadata(shard, attempt, started, statuses))
         start = time.perf_counter()
-        created = self._write(RunDirectory.shard_name(shard), data)
+        created = self._write(shard_name(shard), data)
         self._stats.add_seconds("write", time.perf_counter() - start)
         if not created:
             log.info("shard %d was already there; this copy is dropped", shard)
@@ -217,7 +218,7 @@ class Worker:
     def _row(self, image: LoadedImage, outcome: Segmentation | ImageError) -> ImageRow:
         start = time.perf_counter()
         if isinstance(outcome, ImageError):
-            row = failed_row(image.row.image_id, image.row.uri, outcome)
+            row = failed_row(image.row.image_id, image.row.uri, outcome, image.row.extra)
         else:
             row = summarise(
                 image.row.image_id,
@@ -227,6 +228,7 @@ class Worker:
                 outcome.margin,
                 ignore_index=self._job.vocabulary.ignore_index,
                 codec=self._job.spec.label_map,
+                extra=image.row.extra,
             )
         self._stats.count_image(row.status)
         self._stats.add_seconds("encode", time.perf_counter() - start)

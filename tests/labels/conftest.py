@@ -13,6 +13,7 @@ import pytest
 
 from ovss_ray.errors import ImageError
 from ovss_ray.labels import ImageRow, encode_shard, failed_row, summarise
+from ovss_ray.labels.layout import Manifest, Part
 from ovss_ray.vocabulary import Vocabulary, load_vocabulary
 
 SHARD_SIZE = 8
@@ -58,7 +59,7 @@ def write_run(
         "fingerprint": "f" * 64,
         "job": {"shard_size": SHARD_SIZE, "label_map": codec, "method": "maskclip"},
         "vocabulary": json.loads(vocabulary.to_json()),
-        "manifest": {"images": images, "shards": shards, "parts": [images], "digest": "d" * 64},
+        "manifest": Manifest(SHARD_SIZE, "d" * 64, (Part("manifest/00000.parquet", images),)).to_json(),
     }
     fs.makedirs(f"{root}/shards", exist_ok=True)
     fs.pipe_file(f"{root}/run.json", json.dumps(record).encode())

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ovss_ray.errors import InputError, RunFailedError
+from ovss_ray.labels.layout import shard_name
 from ovss_ray.run.directory import RunDirectory, is_final
 from ovss_ray.run.driver import run_job
 from ovss_ray.spec import JobSpec
@@ -43,7 +44,7 @@ def test_of_many_writers_at_once_exactly_one_wins(directory: RunDirectory) -> No
 def test_done_shards_are_the_files_that_exist(directory: RunDirectory) -> None:
     assert directory.done_shards() == set()
     for shard in (3, 0, 12345678):
-        directory.create(directory.shard_name(shard), b"x")
+        directory.create(shard_name(shard), b"x")
     directory.create("shards/notes.txt", b"somebody's file")
     assert directory.done_shards() == {0, 3, 12345678}
 

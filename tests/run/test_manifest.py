@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from ovss_ray.errors import RunFailedError
 from ovss_ray.images.listing import ImageRef
+from ovss_ray.labels.layout import Manifest
 from ovss_ray.run import manifest as manifest_module
 from ovss_ray.run.directory import RunDirectory
-from ovss_ray.run.manifest import Manifest, ManifestReader, choose_shard_size, write_manifest
+from ovss_ray.run.manifest import ManifestReader, choose_shard_size, write_manifest
 
 
 def refs(count: int) -> list[ImageRef]:

@@ -1,0 +1,146 @@
+"""What lies where in a run directory, and how its images divide into shards; for those who write it and who read it.
+
+run.json                      the resolved job and its fingerprint; created once
+manifest/00000.parquet        the frozen list of images, one row group per shard
+additions/00001.json          images added later, or labelled again: more manifest parts; each created once
+text.parquet                  the encoded vocabulary
+shards/00000000.parquet       one file per shard: the result and, by existing, the checkpoint
+crashed/00000000-12.json      an image that killed its worker, so that it is not tried again
+summary.json                  written at the end
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Literal
+
+FORMAT_VERSION = 1
+
+RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+TEXT_FILE = "text.parquet"
+MANIFEST_FOLDER = "manifest"
+ADDITIONS_FOLDER = "additions"
+SHARDS_FOLDER = "shards"
+CRASHED_FOLDER = "crashed"
+
+AdditionKind = Literal["extend", "retry"]
+
+
+def shard_name(shard: int) -> str:
+    """Name of a shard's file inside the run directory."""
+    return f"{SHARDS_FOLDER}/{shard:08d}.parquet"
+
+
+def addition_name(number: int) -> str:
+    """Name of the record of the n-th addition, counted from 1."""
+    return f"{ADDITIONS_FOLDER}/{number:05d}.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of the manifest.
+
+    Attributes:
+        name: inside the run directory, such as "manifest/00000.parquet".
+        rows: images listed in it.
+        retry: its images are listed in an earlier part too, and are labelled once more.
+    """
+
+    name: str
+    rows: int
+    retry: bool = False
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The list of a run's images as parts, and how they divide into shards: no shard spans two parts.
+
+    Attributes:
+        shard_size: images per shard; the last shard of a planning may hold fewer.
+        digest: SHA-256 over order, URIs, sizes and etags of the images that the run was planned with.
+        parts: in the order of their shards.
+    """
+
+    shard_size: int
+    digest: str
+    parts: tuple[Part, ...]
+
+    @property
+    def images(self) -> int:
+        """Number of distinct images; their ids are 0 to images - 1."""
+        return sum(part.rows for part in self.parts if not part.retry)
+
+    @property
+    def rows(self) -> int:
+        """Number of images to label, those counted twice that are labelled again."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return self._first_shards[-1]
+
+    @property
+    def retry_shards(self) -> list[range]:
+        """The shards that label images again, oldest first."""
+        firsts = self._first_shards
+        return [range(firsts[i], firsts[i + 1]) for i, part in enumerate(self.parts) if part.retry]
+
+    def images_in(self, shard: int) -> int:
+        """Number of images of a shard."""
+        part, group = self.place_of(shard)
+        return min(self.shard_size, self.parts[part].rows - group * self.shard_size)
+
+    def place_of(self, shard: int) -> tuple[int, int]:
+        """Index of a shard's part, and of its row group in that part."""
+        part = bisect_right(self._first_shards, shard) - 1
+        return part, shard - self._first_shards[part]
+
+    def first_id(self, shard: int) -> int | None:
+        """Id of the shard's first image, the others follow it; None for a shard that labels images again."""
+        part, group = self.place_of(shard)
+        return None if self.parts[part].retry else self._first_ids[part] + group * self.shard_size
+
+    def home_of(self, image_id: int) -> tuple[int, int]:
+        """The shard that an image was planned in, and its position there."""
+        planned = [index for index, part in enumerate(self.parts) if not part.retry]
+        firsts = [self._first_ids[index] for index in planned]
+        part = planned[bisect_right(firsts, image_id) - 1]
+        group, position = divmod(image_id - self._first_ids[part], self.shard_size)
+        return self._first_shards[part] + group, position
+
+    def with_parts(self, parts: Sequence[Part]) -> Manifest:
+        """The same with more parts at its end."""
+        return replace(self, parts=(*self.parts, *parts))
+
+    @cached_property
+    def _first_shards(self) -> list[int]:
+        return [0, *accumulate(-(-part.rows // self.shard_size) for part in self.parts)]
+
+    @cached_property
+    def _first_ids(self) -> list[int]:
+        return [0, *accumulate(0 if part.retry else part.rows for part in self.parts)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in `run.json`."""
+        return {
+            "images": self.images,
+            "shards": self.shards,
+            "shard_size": self.shard_size,
+            "digest": self.digest,
+            "parts": [{"name": part.name, "rows": part.rows} for part in self.parts],
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], additions: Sequence[Mapping[str, Any]] = ()) -> Manifest:
+        """From `run.json` and the records of later additions, in their order."""
+        parts = [Part(part["name"], part["rows"]) for part in stored["parts"]]
+        for addition in additions:
+            again = addition["kind"] == "retry"
+            parts += [Part(part["name"], part["rows"], again) for part in addition["parts"]]
+        return cls(stored["shard_size"], stored["digest"], tuple(parts))
