@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import email.utils
 import os
-import random
 import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
 
 from ovss_ray.errors import ImageError, SettingError
+from ovss_ray.images.backoff import try_often
+from ovss_ray.images.drivers import open_bounded
 from ovss_ray.images.stores import (
     StorageOptions,
+    StoreFailure,
+    TruncatedError,
     is_local,
     local_path,
-    open_store,
     protocol_of,
-    retry_after,
     store_failure,
 )
-from ovss_ray.version import __version__
+from ovss_ray.images.window import Reply, RequestWindow
 
-_FIRST_WINDOW_S = 0.5
-_LONGEST_WINDOW_S = 20.0
-_LONGEST_RETRY_AFTER_S = 60.0
-_THROTTLED_FACTOR = 4  # object stores need a while to spread a busy prefix over more servers
+_STORES_REMEMBERED = 1024  # lists of web addresses name any number of hosts
+_REPLIES: dict[StoreFailure, Reply] = {"throttled": "throttled", "not_found": "good", "forbidden": "good"}
 
 
 class Fetcher:
@@ -40,7 +38,8 @@ class Fetcher:
     A request that fails is made again after a random wait whose window doubles each time (exponential back-off with
     full jitter), longer where the server says that it is busy (429, 503), and never before its Retry-After. Missing
     and forbidden images are not asked for twice. The retries of the drivers are switched off where they can be, so that
-    attempts don't multiply.
+    attempts don't multiply. A store that says that it is busy gets fewer requests at a time (`RequestWindow`); each
+    bucket and each host has a window of its own, which all threads share.
     """
 
     def __init__(
@@ -52,6 +51,7 @@ class Fetcher:
         connections: int = 64,
         max_bytes: int = 1 << 30,
         sleep: Callable[[float], None] = time.sleep,
+        on_retry: Callable[[StoreFailure], None] | None = None,
     ) -> None:
         """Configure the reads.
 
@@ -59,9 +59,11 @@ class Fetcher:
             storage_options: see `open_store`.
             attempts: requests for one image before it is given up, 1 or more.
             timeout_s: limit of one request, connection and body together; local disks know no limit.
-            connections: requests to one object store that may be under way together; more threads wait in line.
+            connections: requests to one store that may be under way together; more threads wait in line.
             max_bytes: larger images are `too_large`, where their size is known before they are read.
             sleep: how to wait between attempts.
+            on_retry: told the kind of each failure that is followed by another attempt, in the thread of the fetch;
+                stays behind when the fetcher is pickled.
         """
         if attempts < 1 or timeout_s <= 0 or connections < 1:
             raise SettingError("attempts and connections must be 1 or more and timeout_s above 0")
@@ -71,6 +73,7 @@ class Fetcher:
         self.connections = connections
         self.max_bytes = max_bytes
         self._sleep = sleep
+        self._on_retry = on_retry
         self._open_stores()
 
     def fetch(self, uri: str, size_bytes: int | None = None) -> bytes:
@@ -88,29 +91,52 @@ class Fetcher:
             raise ImageError("not_found", "the list names no image in this row")
         if size_bytes is not None:
             self._check_size(size_bytes)
-        for attempt in range(1, self.attempts + 1):
-            try:
-                return self._read(uri, size_bytes)
-            except ImageError:
-                raise
-            except (SettingError, ValueError) as error:  # an address that no attempt can make valid
-                raise ImageError("fetch_failed", f"not a usable address: {error}") from error
-            except Exception as error:  # every store raises exceptions of its own, from drivers that may be missing
-                failure = store_failure(error)
-                if failure == "not_found":
-                    raise ImageError("not_found", _describe(error, "there is no such file")) from error
-                if failure == "forbidden":
-                    raise ImageError("forbidden", _describe(error, "no permission")) from error
-                if attempt == self.attempts:
-                    reason = _describe(error, type(error).__name__)
-                    raise ImageError("fetch_failed", f"{reason} (attempt {attempt} of {attempt})") from error
-                self._sleep(_wait_s(attempt, error, throttled=failure == "throttled"))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        try:
+            return try_often(
+                lambda: self._read_in_turn(uri, size_bytes),
+                attempts=self.attempts,
+                is_final=_is_final,
+                sleep=self._sleep,
+                on_retry=self._count_retry,
+            )
+        except ImageError:
+            raise
+        except (SettingError, ValueError) as error:  # an address that no attempt can make valid
+            raise ImageError("fetch_failed", f"not a usable address: {error}") from error
+        except Exception as error:
+            failure = store_failure(error)
+            if failure == "not_found":
+                raise ImageError("not_found", _describe(error, "there is no such file")) from error
+            if failure == "forbidden":
+                raise ImageError("forbidden", _describe(error, "no permission")) from error
+            reason = _describe(error, type(error).__name__)
+            raise ImageError("fetch_failed", f"{reason} (attempt {self.attempts} of {self.attempts})") from error
+
+    def _count_retry(self, failure: StoreFailure, _: Exception) -> None:
+        if self._on_retry is not None:
+            self._on_retry(failure)
+
+    def _read_in_turn(self, uri: str, size_bytes: int | None) -> bytes:
+        """Read once the store's window has room; waiting there is no part of the time limit."""
+        if is_local(uri):
+            return self._read(uri, size_bytes)
+        window = self._window(protocol_of(uri), urlsplit(uri).netloc)
+        number = window.enter()
+        reply: Reply = "none"
+        try:
+            data = self._read(uri, size_bytes)
+            reply = "good"
+            return data
+        except Exception as error:
+            reply = _REPLIES.get(store_failure(error), "none")
+            raise
+        finally:
+            window.leave(number, reply)
 
     def _read(self, uri: str, size_bytes: int | None) -> bytes:
         data = self._read_local(local_path(uri)) if is_local(uri) else self._read_remote(uri)
         if size_bytes is not None and len(data) < size_bytes:
-            raise OSError(f"only {len(data)} of {size_bytes} bytes arrived")
+            raise TruncatedError(f"only {len(data)} of {size_bytes} bytes arrived")
         return data
 
     def _read_local(self, path: str) -> bytes:
@@ -146,48 +172,36 @@ class Fetcher:
         key = (protocol, urlsplit(uri).netloc if protocol in ("az", "abfs", "abfss") else "")
         with self._lock:
             if key not in self._stores:
-                self._stores[key], _ = open_store(uri, self._tuned(protocol))
-                if protocol in ("s3", "s3a"):
-                    self._stores[key].retries = 1
+                self._stores[key], _ = open_bounded(
+                    uri, self.storage_options, requests=1, timeout_s=self.timeout_s, connections=self.connections
+                )
             return self._stores[key]
 
-    def _tuned(self, protocol: str) -> StorageOptions:
-        """The options given for a protocol, with this fetcher's limits where they say nothing."""
-        if protocol in ("s3", "s3a"):
-            given = {**self.storage_options.get("s3", {}), **self.storage_options.get("s3a", {})}
-            config = {
-                "max_pool_connections": self.connections,
-                "connect_timeout": self.timeout_s,
-                "read_timeout": self.timeout_s,
-                "retries": {"mode": "standard", "total_max_attempts": 1},
-                **given.get("config_kwargs", {}),
-            }
-            # max_concurrency 1 reads an object in one GET; s3fs would ask for its size first, which doubles requests.
-            # An instance of its own, because its retries are switched off: others in this process may want them.
-            own = {"max_concurrency": 1, **given, "config_kwargs": config, "skip_instance_cache": True}
-            return {protocol: own}
-        if protocol in ("http", "https"):
-            import aiohttp
-
-            given = {**self.storage_options.get("http", {}), **self.storage_options.get("https", {})}
-            client = {
-                "headers": {"User-Agent": f"ovss-ray/{__version__}"},  # some hosts refuse the name of the library
-                "timeout": aiohttp.ClientTimeout(total=self.timeout_s),
-                **given.get("client_kwargs", {}),
-            }
-            return {protocol: {**given, "client_kwargs": client}}
-        return self.storage_options
+    def _window(self, protocol: str, host: str) -> RequestWindow:
+        with self._lock:
+            return self._windows(protocol, host)
 
     def _open_stores(self) -> None:
         self._lock = threading.Lock()
         self._stores: dict[tuple[str, str], fsspec.AbstractFileSystem] = {}
+        self._windows = lru_cache(_STORES_REMEMBERED)(lambda _protocol, _host: RequestWindow(self.connections))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_stores")}
+        of_this_process = ("_lock", "_stores", "_windows", "_on_retry")
+        return {name: value for name, value in vars(self).items() if name not in of_this_process}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
+        self._on_retry = None
         self._open_stores()
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another attempt is pointless: the reason is in the image or its address, not in the way there."""
+    return isinstance(error, (ImageError, SettingError, ValueError)) or store_failure(error) in (
+        "not_found",
+        "forbidden",
+    )
 
 
 def _describe(error: Exception, without_text: str) -> str:
@@ -195,26 +209,3 @@ def _describe(error: Exception, without_text: str) -> str:
         return error.strerror
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else without_text
-
-
-def _wait_s(attempt: int, error: Exception, throttled: bool) -> float:
-    window = min(_LONGEST_WINDOW_S, _FIRST_WINDOW_S * (_THROTTLED_FACTOR if throttled else 1) * 2.0 ** (attempt - 1))
-    jitter = random.uniform(0, window)
-    asked_for = _seconds(retry_after(error))
-    # The jitter comes on top, or all threads would be back together.
-    return jitter if asked_for is None else jitter + min(asked_for, _LONGEST_RETRY_AFTER_S)
-
-
-def _seconds(retry_after_header: str | None) -> float | None:
-    """The wait that a Retry-After header asks for: it holds seconds or a date."""
-    if retry_after_header is None:
-        return None
-    try:
-        return max(0.0, float(retry_after_header))
-    except ValueError:
-        pass
-    try:
-        until = email.utils.parsedate_to_datetime(retry_after_header)
-    except ValueError:
-        return None
-    return max(0.0, (until - datetime.datetime.now(datetime.timezone.utc)).total_seconds())

@@ -13,7 +13,18 @@ import fsspec
 from ovss_ray.errors import InputError, OvssError, SettingError
 
 StorageOptions = Mapping[str, Mapping[str, Any]]
-StoreFailure = Literal["not_found", "forbidden", "credentials", "unreachable", "throttled", "other"]
+StoreFailure = Literal[
+    "not_found",
+    "forbidden",
+    "credentials",
+    "unreachable",
+    "throttled",
+    "timeout",
+    "disconnected",
+    "truncated",
+    "server_error",
+    "other",
+]
 
 # Protocols that mean the same store, and the extra of this package that brings its driver.
 _FAMILIES: tuple[tuple[tuple[str, ...], str | None], ...] = (
@@ -42,6 +53,21 @@ _CONNECTION_ERRORS = {
     "ServiceRequestError",
     "ConnectionRefusedError",
 }
+_TRUNCATION_ERRORS = {
+    "TruncatedError",
+    "ClientPayloadError",
+    "IncompleteReadError",
+    "IncompleteRead",
+    "ResponseStreamingError",
+}
+_TIMEOUT_ERRORS = {"TimeoutError", "ReadTimeoutError", "ServiceResponseTimeoutError", "FSTimeoutError"}
+_DISCONNECTION_ERRORS = {"ConnectionError", "ServerDisconnectedError", "ClientOSError", "ConnectionClosedError"}
+# Not every server says "slow down" with status 503 or 429.
+_THROTTLING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
+
+
+class TruncatedError(OSError):
+    """Fewer bytes arrived than there are."""
 
 
 def protocol_of(uri: str) -> str:
@@ -120,7 +146,7 @@ def store_failure(error: BaseException) -> StoreFailure:
     The innermost cause decides, because fsspec wraps the answer of the server in an exception that says less.
     """
     for cause in reversed(list(_causes(error))):
-        failure = _failure_by_status(http_status(cause)) or _failure_by_type(cause)
+        failure = _failure_by_code(cause) or _failure_by_status(http_status(cause)) or _failure_by_type(cause)
         if failure is not None:
             return failure
     return "other"
@@ -160,6 +186,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__
 
 
+def _failure_by_code(error: BaseException) -> StoreFailure | None:
+    """By the error code in the answer of an S3 server."""
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, Mapping) else None
+    if code in _THROTTLING_CODES:
+        return "throttled"
+    return "timeout" if code == "RequestTimeout" else None
+
+
 def _failure_by_status(status: int | None) -> StoreFailure | None:
     if status in (404, 410):
         return "not_found"
@@ -167,6 +202,8 @@ def _failure_by_status(status: int | None) -> StoreFailure | None:
         return "forbidden"
     if status in (429, 503):
         return "throttled"
+    if status is not None and 500 <= status < 600:
+        return "server_error"
     return None
 
 
@@ -178,9 +215,13 @@ def _failure_by_type(error: BaseException) -> StoreFailure | None:
         return "unreachable"
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return "not_found"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or (type(error) is OSError and str(error).startswith("Forbidden: ")):  # gcsfs
         return "forbidden"
-    return None
+    if names & _TRUNCATION_ERRORS:
+        return "truncated"
+    if names & _TIMEOUT_ERRORS:
+        return "timeout"
+    return "disconnected" if names & _DISCONNECTION_ERRORS else None
 
 
 @contextmanager
@@ -197,6 +238,10 @@ def explained(uri: str, what: str = "read") -> Iterator[None]:
         "forbidden": "access is denied; check the credentials",
         "credentials": "there are no usable credentials; set them in the environment or in storage_options",
         "unreachable": "the store cannot be reached; check the endpoint and the network",
+        "throttled": "the store is too busy to answer; try again later",
+        "timeout": "the store does not answer in time; check the network, or try again later",
+        "disconnected": "the store breaks the connection; check the endpoint and the network",
+        "server_error": "the store answers with an error of its own; try again later",
     }
     try:
         yield
