@@ -165,6 +165,11 @@ def http_status(error: BaseException) -> int | None:
     return None
 
 
+def answered_status(error: BaseException) -> int | None:
+    """The HTTP status that an exception or one of its causes carries, if any."""
+    return next((status for cause in _causes(error) if (status := http_status(cause)) is not None), None)
+
+
 def retry_after(error: BaseException) -> str | None:
     """The Retry-After header of the answer that an exception stands for, if the server sent one."""
     for cause in _causes(error):

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import os
+import logging
 import shutil
-import socket
-import uuid
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ovss_ray.errors import InputError, RunFailedError
-from ovss_ray.images.stores import StorageOptions, explained, is_local, open_store
+from ovss_ray.errors import InputError, OvssError, RunFailedError
+from ovss_ray.images.backoff import try_often
+from ovss_ray.images.drivers import open_bounded
+from ovss_ray.images.stores import StorageOptions, StoreFailure, answered_status, explained, is_local, store_failure
 from ovss_ray.labels.layout import SHARDS_FOLDER
 from ovss_ray.labels.shard import list_shards
+from ovss_ray.run.files import Files, LocalFiles, StoredFiles
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+READ_ATTEMPTS = 5
+LIST_ATTEMPTS = 3  # each page of a listing is tried again by the driver too
+WRITE_ATTEMPTS = 7  # half a minute: much cheaper than to label a shard again
+_DRIVER_REQUESTS = 4
+_TIMEOUT_S = 20.0
+
+_FINAL_ERRNOS = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or raise the quota",
+    errno.EROFS: "mount it writable, or use another place",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+}
+
+
+class StoreUnavailableError(OvssError, OSError):
+    """The run directory could not be read or written in many attempts; what failed may work later."""
+
+    exit_code = 5
 
 
 class RunDirectory:
     """Reads and creates the files of one run; safe to share between threads.
 
+    Reading and writing survive what passes: a busy store (429, 503), server errors, timeouts, lost connections, lost
+    replies and conflicts of conditional puts. What does not pass (no permission, no space) is not tried again.
+
     Args:
         uri: folder on a local disk or in an object store.
         storage_options: fsspec options per protocol.
         conditional_put: whether the store honours "create only if absent"; `prepare` finds out.
+        sleep: how to wait between attempts.
+
+    Attributes:
+        fs: the file system, for reading files piece by piece; its driver tries failed requests again.
+        root: path of the run directory on it.
+        is_local: whether it lies on a disk.
     """
 
     def __init__(
@@ -34,12 +69,27 @@ class RunDirectory:
         storage_options: StorageOptions | None = None,
         *,
         conditional_put: bool = True,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.uri = uri.rstrip("/")
         self.storage_options = storage_options
-        self.fs, self.root = open_store(self.uri, storage_options)
         self.is_local = is_local(self.uri)
-        self.conditional_put = conditional_put
+        self._sleep = sleep
+        self.fs, self.root = self._open(requests=_DRIVER_REQUESTS)
+        self._files: Files
+        if self.is_local:
+            self._files = LocalFiles(self.path(".tmp"))
+        else:
+            once, _ = self._open(requests=1)
+            self._files = StoredFiles(once, self.path(".tmp"), conditional_put=conditional_put)
+
+    def _open(self, requests: int) -> tuple[Any, str]:
+        return open_bounded(self.uri, self.storage_options or {}, requests=requests, timeout_s=_TIMEOUT_S)
+
+    @property
+    def conditional_put(self) -> bool:
+        """Whether files are created by one step that fails if they exist."""
+        return self._files.conditional_put if isinstance(self._files, StoredFiles) else True
 
     def path(self, name: str) -> str:
         """Full path of a file of the run on its file system."""
@@ -49,13 +99,17 @@ class RunDirectory:
 
     def exists(self, name: str) -> bool:
         """Whether a file is there."""
-        return bool(self.fs.exists(self.path(name)))
+        return self._reading(name, lambda: self._files.exists(self.path(name)))
 
     def read(self, name: str) -> bytes | None:
-        """Bytes of a file, or None if there is no such file."""
+        """Bytes of a file, or None if there is no such file.
+
+        Raises:
+            InputError: the store cannot be reached, or refuses; `exists` and the listings raise it too.
+        """
         try:
-            return bytes(self.fs.cat_file(self.path(name)))
-        except FileNotFoundError:
+            return self._reading(name, lambda: self._files.read(self.path(name)))
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read_json(self, name: str) -> dict[str, Any] | None:
@@ -77,7 +131,10 @@ class RunDirectory:
 
     def done_shards(self) -> set[int]:
         """Ids of the shards whose file exists: one listing of `shards/`."""
-        return set(list_shards(self.fs, self.path(SHARDS_FOLDER)))
+        found = self._reading(
+            SHARDS_FOLDER, lambda: list_shards(self.fs, self.path(SHARDS_FOLDER)), attempts=LIST_ATTEMPTS
+        )
+        return set(found)
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -93,7 +150,7 @@ class RunDirectory:
                     for folder in ("manifest", "shards"):
                         Path(self.path(folder)).mkdir(parents=True, exist_ok=True)
                 self.sweep()
-                self.conditional_put = self._probe()
+                self._persist(".tmp", self._files.probe)
         except OSError as error:
             raise InputError(f"the run directory {self.uri} cannot be written: {_reason(error)}") from error
 
@@ -106,112 +163,88 @@ class RunDirectory:
         """Create a file that must not exist yet, in one atomic step.
 
         Returns:
-            False if the file was there already (it is left as it is).
+            False if the file was there already (it is left as it is); True also if an earlier attempt of this call had
+            created it without our learning of it.
 
         Raises:
-            OSError: the store refused or failed.
+            RunFailedError: it cannot be written and trying again is pointless: no space, no permission, no bucket.
+            StoreUnavailableError: the last of many attempts failed.
         """
-        if self.is_local:
-            return self._link_new(self.path(name), data)
-        if not self.conditional_put:
-            if self.fs.exists(self.path(name)):
-                return False
-            self.fs.pipe_file(self.path(name), data)
-            return True
-        try:
-            self.fs.pipe_file(self.path(name), data, mode="create")
-        except OSError as error:
-            if not _lost_race(error):
-                raise
-            return False
-        return True
+        with self._writing(name):
+            return self._persist(name, lambda: self._files.create(self.path(name), data))
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write a file that may exist; readers see the old or the new bytes, never a mixture."""
-        if self.is_local:
-            self._write_temporary(data, lambda temporary: temporary.replace(self.path(name)))
-        else:
-            self.fs.pipe_file(self.path(name), data)
+        """Write a file that may exist; readers see the old or the new bytes, never a mixture.
+
+        Raises:
+            RunFailedError, StoreUnavailableError: as in `create`.
+        """
+        with self._writing(name):
+            self._persist(name, lambda: self._files.replace(self.path(name), data))
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(name))
+        with self._writing(name):
+            self._persist(name, lambda: self._files.remove(self.path(name)))
 
     def files_in(self, folder: str) -> list[str]:
         """Names, inside the run directory, of the files in one of its folders."""
         self.fs.invalidate_cache(self.path(folder))
         try:
-            found = self.fs.ls(self.path(folder), detail=False)
+            found = self._reading(folder, lambda: self.fs.ls(self.path(folder), detail=False), attempts=LIST_ATTEMPTS)
         except FileNotFoundError:
             return []
         return sorted(f"{folder}/{name.rsplit('/', 1)[-1]}" for name in found)
 
-    def _link_new(self, final: str, data: bytes) -> bool:
+    def _reading(self, name: str, operation: Callable[[], T], attempts: int = READ_ATTEMPTS) -> T:
+        with explained(f"{self.uri}/{name}"):
+            return try_often(
+                operation,
+                attempts=attempts,
+                is_final=lambda error: _is_refusal(error) or store_failure(error) == "credentials",
+                sleep=self._sleep,
+                on_retry=lambda failure, error: self._warn("reading", name, failure, error),
+            )
+
+    def _persist(self, name: str, operation: Callable[[], T]) -> T:
+        return try_often(
+            operation,
+            attempts=WRITE_ATTEMPTS,
+            is_final=_is_refusal,
+            sleep=self._sleep,
+            on_retry=lambda failure, error: self._warn("writing", name, failure, error),
+        )
+
+    def _warn(self, doing: str, name: str, failure: StoreFailure, error: Exception) -> None:
+        log.warning("%s %s/%s failed (%s: %s); trying again", doing, self.uri, name, failure, _reason(error))
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Turn the last error of writing a file into a sentence."""
         try:
-            # Unlike a rename, a link fails if the name is taken.
-            self._write_temporary(data, lambda temporary: os.link(temporary, final))
-        except FileExistsError:
-            return False
-        return True
-
-    def _write_temporary(self, data: bytes, publish: Callable[[Path], object]) -> None:
-        for attempt in range(3):
-            folder = Path(self.path(".tmp"))
-            folder.mkdir(exist_ok=True)
-            temporary = folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
-            try:
-                with open(temporary, "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                publish(temporary)
-                return
-            except FileNotFoundError:  # another process that starts on this run swept the folder: write it again
-                if attempt == 2:
-                    raise
-            finally:
-                temporary.unlink(missing_ok=True)
-
-    def _probe(self) -> bool:
-        """Whether the store honours "create only if absent"."""
-        if self.is_local:
-            return True
-        probe = self.path(f".tmp/probe-{uuid.uuid4().hex}")
-        try:
-            self.fs.pipe_file(probe, b"first", mode="create")
-            try:
-                self.fs.pipe_file(probe, b"second", mode="create")
-            except OSError as error:
-                if not _lost_race(error):
-                    raise
-                return True
-            return False
-        except (NotImplementedError, TypeError, ValueError):
-            return False
-        finally:
-            self.remove(probe.removeprefix(f"{self.root}/"))
-
-
-def _lost_race(error: OSError) -> bool:
-    """Whether a conditional put failed because the file exists.
-
-    s3fs says `FileExistsError` only if the reply names the failed condition, which not every S3 server does.
-    """
-    code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-    return isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412")
+            yield
+        except Exception as error:
+            file = f"{self.uri}/{name}"
+            if _is_refusal(error):
+                number = error.errno if isinstance(error, OSError) else None
+                what_to_do = _FINAL_ERRNOS.get(number or 0, "check that the place exists and may be written to")
+                raise RunFailedError(f"{file} cannot be written: {_reason(error)}; {what_to_do}") from error
+            raise StoreUnavailableError(
+                f"{file} could not be written in {WRITE_ATTEMPTS} attempts: {_reason(error)}"
+            ) from error
 
 
 def is_final(error: OSError) -> bool:
     """Whether a write error will not go away by trying again: no space, no permission, read-only."""
-    return isinstance(error, PermissionError) or error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-    )
+    return isinstance(error, PermissionError) or error.errno in _FINAL_ERRNOS
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
+def _is_refusal(error: Exception) -> bool:
+    if isinstance(error, OSError) and is_final(error):
+        return True
+    return answered_status(error) == 507 or store_failure(error) in ("not_found", "forbidden")  # 507: no space
+
+
+def _reason(error: Exception) -> str:
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(text.split())

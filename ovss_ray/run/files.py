@@ -1,0 +1,229 @@
+"""The files of a run directory, written whole and created at most once: one attempt, without retries."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import fsspec
+
+from ovss_ray.images.drivers import call_within
+from ovss_ray.images.stores import answered_status
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_REQUEST_S = 60.0
+_SLOWEST_UPLOAD = 2**20  # bytes/s that an upload is given time for
+_REWRITES = 3
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # as link() tells it
+
+
+class Files(Protocol):
+    """What a run directory asks of the place where it lies; all paths are paths of its file system."""
+
+    def exists(self, path: str) -> bool:
+        """Whether a file is there."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        ...
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Create a file that must not exist yet, in one atomic step; False if another one is there."""
+        ...
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file that may exist; readers see the old or the new bytes, never a mixture."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file if it exists."""
+        ...
+
+    def probe(self) -> None:
+        """Write something and remove it, to find out what can be done here."""
+        ...
+
+
+class LocalFiles:
+    """Files on a disk: written beside their place, then linked or moved into it.
+
+    Args:
+        temporaries: a folder on the same disk; made when it is needed.
+    """
+
+    def __init__(self, temporaries: str) -> None:
+        self._temporaries = Path(temporaries)
+
+    def exists(self, path: str) -> bool:
+        return Path(path).exists()
+
+    def read(self, path: str) -> bytes:
+        return Path(path).read_bytes()
+
+    def create(self, path: str, data: bytes) -> bool:
+        return self._write_temporary(data, lambda temporary: _link(temporary, path))
+
+    def replace(self, path: str, data: bytes) -> None:
+        self._write_temporary(data, lambda temporary: temporary.replace(path))
+
+    def remove(self, path: str) -> None:
+        Path(path).unlink(missing_ok=True)
+
+    def probe(self) -> None:
+        """As in `Files`.
+
+        Raises:
+            OSError: nothing can be written here, or the file system has no hard links.
+        """
+        linked = self._temporaries / f"probe-{uuid.uuid4().hex}"
+        try:
+            self._write_temporary(b"", lambda temporary: _probe_link(temporary, linked))
+        finally:
+            linked.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._temporaries.rmdir()  # unless another process is writing there
+
+    def _write_temporary(self, data: bytes, publish: Callable[[Path], T]) -> T:
+        for attempt in range(1, _REWRITES + 1):
+            self._temporaries.mkdir(exist_ok=True)
+            temporary = self._temporaries / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                return publish(temporary)
+            except FileNotFoundError:  # another process that starts on this run swept the folder: write it again
+                if attempt == _REWRITES:
+                    raise
+            finally:
+                temporary.unlink(missing_ok=True)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+class StoredFiles:
+    """Files in an object store.
+
+    Args:
+        fs: the store; its driver must not try a failed request again, or a put that took place and whose reply got lost
+            looks like a put that came too late.
+        probes: an address that `probe` may write below.
+        conditional_put: whether the store honours "create only if absent"; `probe` finds out.
+    """
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, probes: str, *, conditional_put: bool = True) -> None:
+        self._fs = fs
+        self._probes = probes
+        self.conditional_put = conditional_put
+
+    def exists(self, path: str) -> bool:
+        return bool(self._call("exists", path))
+
+    def read(self, path: str) -> bytes:
+        return bytes(self._call("cat_file", path))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """As in `Files`; also True if the file there holds these very bytes: an earlier attempt of the same writer."""
+        if not self.conditional_put:
+            if self.exists(path):
+                return self._holds(path, data)
+            self.replace(path, data)
+            return True
+        try:
+            self._put(path, data, mode="create")
+        except Exception as error:  # not only OSError: drivers raise exceptions of their own
+            if not _lost_race(error):
+                raise
+            return self._holds(path, data)
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        self._put(path, data)
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._call("rm_file", path)
+
+    def probe(self) -> None:
+        """As in `Files`; sets `conditional_put`."""
+        probe = f"{self._probes}/probe-{uuid.uuid4().hex}"
+        try:
+            self.conditional_put = self._honours_condition(probe)
+        finally:
+            try:
+                self.remove(probe)
+            except PermissionError:
+                log.warning("%s cannot be removed without permission to delete; it does no harm", probe)
+
+    def _honours_condition(self, probe: str) -> bool:
+        for data in (b"first", b"second"):
+            try:
+                self._put(probe, data, mode="create")
+            except Exception as error:
+                if _lost_race(error):
+                    return True
+                if not _not_implemented(error):
+                    raise
+                self.replace(probe, data)  # raises if it was not the condition that the store refuses
+                return False
+        return False
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        try:
+            return self._call("size", path) == len(data) and self.read(path) == data
+        except FileNotFoundError:
+            return False
+
+    def _put(self, path: str, data: bytes, **options: str) -> None:
+        call_within(self._fs, _REQUEST_S + len(data) / _SLOWEST_UPLOAD, "pipe_file", path, data, **options)
+
+    def _call(self, method: str, path: str) -> Any:
+        return call_within(self._fs, _REQUEST_S, method, path)
+
+
+def _link(temporary: Path, path: str) -> bool:
+    try:
+        os.link(temporary, path)  # unlike a rename, it fails if the name is taken
+    except FileExistsError:
+        # Over NFS a link whose reply got lost is asked for again, and then its own success is in the way.
+        return temporary.stat().st_nlink == 2
+    return True
+
+
+def _probe_link(temporary: Path, linked: Path) -> None:
+    try:
+        os.link(temporary, linked)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        reason = "its file system has no hard links; use another disk or an object store"
+        raise OSError(errno.ENOTSUP, reason) from error
+
+
+def _lost_race(error: Exception) -> bool:
+    """Whether a conditional put failed because the file exists.
+
+    s3fs says `FileExistsError` only if the reply names the failed condition, which not every S3 server does.
+    """
+    return isinstance(error, FileExistsError) or answered_status(error) == 412
+
+
+def _not_implemented(error: Exception) -> bool:
+    """Whether a store, or an old driver, does not know "create only if absent"."""
+    old_driver = isinstance(error, (NotImplementedError, TypeError, ValueError))
+    return old_driver or type(error).__name__ == "ParamValidationError" or answered_status(error) in (400, 405, 501)
