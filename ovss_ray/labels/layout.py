@@ -49,11 +49,13 @@ class Part:
         name: inside the run directory, such as "manifest/00000.parquet".
         rows: images listed in it.
         retry: its images are listed in an earlier part too, and are labelled once more.
+        max_pixels: the decoding limit of its images; None is that of the run.
     """
 
     name: str
     rows: int
     retry: bool = False
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ class Manifest:
     @property
     def retry_shards(self) -> list[range]:
         """The shards that label images again, oldest first."""
-        firsts = self._first_shards
-        return [range(firsts[i], firsts[i + 1]) for i, part in enumerate(self.parts) if part.retry]
+        return [self.shards_of(index) for index, part in enumerate(self.parts) if part.retry]
 
     def images_in(self, shard: int) -> int:
         """Number of images of a shard."""
@@ -101,6 +102,15 @@ class Manifest:
         part = bisect_right(self._first_shards, shard) - 1
         return part, shard - self._first_shards[part]
 
+    def shards_of(self, part: int) -> range:
+        """The shards of a part."""
+        return range(self._first_shards[part], self._first_shards[part + 1])
+
+    def shards_under(self, max_pixels: int | None) -> set[int]:
+        """The shards whose images are decoded under this limit; None is the run's own."""
+        parts = [self.shards_of(index) for index, part in enumerate(self.parts) if part.max_pixels == max_pixels]
+        return {shard for shards in parts for shard in shards}
+
     def first_id(self, shard: int) -> int | None:
         """Id of the shard's first image, the others follow it; None for a shard that labels images again."""
         part, group = self.place_of(shard)
@@ -108,9 +118,8 @@ class Manifest:
 
     def home_of(self, image_id: int) -> tuple[int, int]:
         """The shard that an image was planned in, and its position there."""
-        planned = [index for index, part in enumerate(self.parts) if not part.retry]
-        firsts = [self._first_ids[index] for index in planned]
-        part = planned[bisect_right(firsts, image_id) - 1]
+        parts, firsts = self._planned
+        part = parts[bisect_right(firsts, image_id) - 1]
         group, position = divmod(image_id - self._first_ids[part], self.shard_size)
         return self._first_shards[part] + group, position
 
@@ -126,6 +135,12 @@ class Manifest:
     def _first_ids(self) -> list[int]:
         return [0, *accumulate(0 if part.retry else part.rows for part in self.parts)]
 
+    @cached_property
+    def _planned(self) -> tuple[list[int], list[int]]:
+        """The parts that list images for the first time, and the first id of each."""
+        parts = [index for index, part in enumerate(self.parts) if not part.retry]
+        return parts, [self._first_ids[index] for index in parts]
+
     def to_json(self) -> dict[str, Any]:
         """As stored in `run.json`."""
         return {
@@ -137,10 +152,7 @@ class Manifest:
         }
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any], additions: Sequence[Mapping[str, Any]] = ()) -> Manifest:
-        """From `run.json` and the records of later additions, in their order."""
-        parts = [Part(part["name"], part["rows"]) for part in stored["parts"]]
-        for addition in additions:
-            again = addition["kind"] == "retry"
-            parts += [Part(part["name"], part["rows"], again) for part in addition["parts"]]
-        return cls(stored["shard_size"], stored["digest"], tuple(parts))
+    def from_json(cls, stored: Mapping[str, Any]) -> Manifest:
+        """From `run.json`, without later additions."""
+        parts = tuple(Part(part["name"], part["rows"]) for part in stored["parts"])
+        return cls(stored["shard_size"], stored["digest"], parts)

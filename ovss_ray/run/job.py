@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from ovss_ray.errors import RunMismatchError
 from ovss_ray.images.decoding import DECODING_VERSION
 from ovss_ray.images.stores import is_local, local_path
+from ovss_ray.labels.additions import Addition, grown
 from ovss_ray.labels.layout import FORMAT_VERSION, Manifest
 from ovss_ray.models.sources import native_image_size, resolve_weights
 from ovss_ray.models.text import check_query_lengths
@@ -59,15 +60,20 @@ class LabellingJob:
     conditional_put: bool
 
 
-def resolve(spec: JobSpec) -> ResolvedSpec:
+def resolve(spec: JobSpec, vocabulary: Vocabulary | None = None) -> ResolvedSpec:
     """Check everything that can be checked before any work starts, and fill in what the method leaves open.
+
+    Args:
+        spec: the job.
+        vocabulary: the classes of a run that exists; by default they are read as the job says.
 
     Raises:
         SettingError: unknown method, wrong setting of the method, wrong vocabulary or template.
         WeightsError: weights that are missing or do not fit.
     """
     given = get_method(spec.method).parse_settings(spec.settings)
-    vocabulary = load_vocabulary(spec.classes, templates=spec.templates, background=spec.background)
+    if vocabulary is None:
+        vocabulary = load_vocabulary(spec.classes, templates=spec.templates, background=spec.background)
     weights = resolve_weights(spec.clip)
     settings = given.resolve(native_image_size(weights.architecture))
     settings.check_vocabulary(vocabulary)
@@ -130,13 +136,17 @@ def run_record(resolved: ResolvedSpec, manifest: Manifest, *, created_at: str) -
     }
 
 
-def take_over(resolved: ResolvedSpec, record: Mapping[str, Any], *, run: str) -> tuple[ResolvedSpec, Manifest]:
+def take_over(
+    resolved: ResolvedSpec, record: Mapping[str, Any], additions: Sequence[Addition], *, run: str
+) -> tuple[ResolvedSpec, Manifest]:
     """Settle what the job leaves to `auto` as the run that is being continued has settled it.
+
+    `max_pixels` may be that of an addition: labels do not depend on it, only which images have some.
 
     Raises:
         RunMismatchError: the job differs from the run in a field that changes labels; lists the differences.
     """
-    manifest = Manifest.from_json(record["manifest"])
+    manifest = grown(Manifest.from_json(record["manifest"]), additions)
     stored = record["identity"]
     spec = resolved.spec
     updates: dict[str, Any] = {}
@@ -146,6 +156,8 @@ def take_over(resolved: ResolvedSpec, record: Mapping[str, Any], *, run: str) ->
     fields = identity(resolved, manifest)
     if spec.shard_size != "auto":
         fields["shard_size"] = spec.shard_size
+    if any(spec.max_pixels == addition.max_pixels for addition in additions):
+        fields["decoding"]["max_pixels"] = stored["decoding"]["max_pixels"]
     changes = differences(stored, fields)
     if changes:
         listed = "\n".join(f"  {change}" for change in changes)
@@ -154,6 +166,16 @@ def take_over(resolved: ResolvedSpec, record: Mapping[str, Any], *, run: str) ->
             "Use the settings that it was started with, or label into a new run directory."
         )
     return resolved, manifest
+
+
+def settled_shards(manifest: Manifest, done: Set[int], job: JobSpec, record: Mapping[str, Any]) -> set[int]:
+    """The shards that are not this session's: those done, and those to be decoded under another `max_pixels`.
+
+    Shards that the manifest does not know are left out: of an addition recorded since it was read.
+    """
+    own: int = record["identity"]["decoding"]["max_pixels"]
+    theirs = manifest.shards_under(None if job.max_pixels == own else job.max_pixels)
+    return {shard for shard in range(manifest.shards) if shard in done or shard not in theirs}
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
