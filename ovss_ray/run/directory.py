@@ -226,9 +226,7 @@ class RunDirectory:
         except Exception as error:
             file = f"{self.uri}/{name}"
             if _is_refusal(error):
-                number = error.errno if isinstance(error, OSError) else None
-                what_to_do = _FINAL_ERRNOS.get(number or 0, "check that the place exists and may be written to")
-                raise RunFailedError(f"{file} cannot be written: {_reason(error)}; {what_to_do}") from error
+                raise RunFailedError(f"{file} cannot be written: {_reason(error)}; {_what_to_do(error)}") from error
             raise StoreUnavailableError(
                 f"{file} could not be written in {WRITE_ATTEMPTS} attempts: {_reason(error)}"
             ) from error
@@ -243,6 +241,16 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, OSError) and is_final(error):
         return True
     return answered_status(error) == 507 or store_failure(error) in ("not_found", "forbidden")  # 507: no space
+
+
+def _what_to_do(error: Exception) -> str:
+    if answered_status(error) == 507:
+        return _FINAL_ERRNOS[errno.ENOSPC]
+    if isinstance(error, OSError) and error.errno in _FINAL_ERRNOS:
+        return _FINAL_ERRNOS[error.errno]
+    if store_failure(error) == "forbidden":
+        return _FINAL_ERRNOS[errno.EACCES]
+    return "check that the folder or bucket exists"
 
 
 def _reason(error: Exception) -> str:

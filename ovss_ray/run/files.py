@@ -119,9 +119,11 @@ class LocalFiles:
 class StoredFiles:
     """Files in an object store.
 
+    A put whose reply gets lost may have taken place, and may be made again beneath us: aiohttp repeats a PUT on a
+    connection that breaks. It is then refused because of itself. So whoever is refused looks at what is there.
+
     Args:
-        fs: the store; its driver must not try a failed request again, or a put that took place and whose reply got lost
-            looks like a put that came too late.
+        fs: the store; its driver should not try a failed request again, as the caller does.
         probes: an address that `probe` may write below.
         conditional_put: whether the store honours "create only if absent"; `probe` finds out.
     """
@@ -138,7 +140,11 @@ class StoredFiles:
         return bytes(self._call("cat_file", path))
 
     def create(self, path: str, data: bytes) -> bool:
-        """As in `Files`; also True if the file there holds these very bytes: an earlier attempt of the same writer."""
+        """As in `Files`; also True if the file there holds these very bytes: an earlier attempt of the same writer.
+
+        Raises:
+            OSError: besides what the store says, if it refuses because of a file that is not there.
+        """
         if not self.conditional_put:
             if self.exists(path):
                 return self._holds(path, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
@@ -20,6 +21,21 @@ import pytest
 
 from ovss_ray.errors import ImageError, SettingError
 from ovss_ray.images import Fetcher, open_store
+from tests.faults import (
+    HANGS,
+    LOST_REPLY,
+    RESET,
+    STALL,
+    TRUNCATED,
+    FaultyEndpoint,
+    FileFault,
+    HttpFault,
+    fails,
+    faulty_file_system,
+    slow,
+    status,
+    together,
+)
 
 BODY = bytes(range(256)) * 40
 
@@ -290,3 +306,156 @@ def test_files_over_the_byte_limit_are_not_read(tmp_path: Path, web: WebServer) 
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(SettingError, match="1 or more"):
         Fetcher(attempts=0)
+
+
+# -- a real bucket behind a proxy that spoils requests -----------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyEndpoint]:
+    """The proxy before the bucket `s3`, which holds 0.jpg to 99.jpg."""
+    fs, root = open_store(s3)
+    fs.pipe({f"{root}/{number}.jpg": BODY for number in range(100)})
+    with FaultyEndpoint(s3_endpoint) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.url)
+        yield endpoint
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (status(429), "throttled"),
+        (status(503), "throttled"),
+        (status(400, "Throttling"), "throttled"),
+        (status(500), "server_error"),
+        (status(400, "RequestTimeout"), "timeout"),
+        (TRUNCATED, "truncated"),
+        (STALL, "timeout"),
+    ],
+)
+def test_passing_trouble_of_a_bucket_is_overcome_and_counted_by_kind(
+    fault: HttpFault, kind: str, bucket: FaultyEndpoint, s3: str, waits: list[float]
+) -> None:
+    bucket.plan.add(fault, method="GET", path="*/7.jpg", first=2)
+    retries: list[str] = []
+    fetcher = Fetcher(attempts=3, timeout_s=1 if fault is STALL else 5, sleep=waits.append, on_retry=retries.append)
+    assert fetcher.fetch(f"{s3}/7.jpg", size_bytes=len(BODY)) == BODY
+    assert retries == [kind, kind]
+    assert len(waits) == 2
+    assert len(bucket.asked(path="*/7.jpg")) == 3
+
+
+@pytest.mark.parametrize("fault", [RESET, LOST_REPLY])
+def test_lost_connections_are_overcome(fault: HttpFault, bucket: FaultyEndpoint, s3: str, waits: list[float]) -> None:
+    bucket.plan.add(fault, method="GET", path="*/7.jpg", first=4)
+    retries: list[str] = []
+    assert Fetcher(sleep=waits.append, on_retry=retries.append).fetch(f"{s3}/7.jpg") == BODY
+    assert set(retries) <= {"unreachable", "disconnected"}
+    assert len(retries) in (2, 3, 4)  # aiohttp itself asks once more when a connection is reset
+
+
+@pytest.mark.parametrize(("fault", "said"), [(status(403), "forbidden"), (status(404), "not_found")])
+def test_a_bucket_is_asked_once_for_what_it_refuses(
+    fault: HttpFault, said: str, bucket: FaultyEndpoint, s3: str, waits: list[float]
+) -> None:
+    bucket.plan.add(fault, path="*/7.jpg")
+    with pytest.raises(ImageError) as caught:
+        Fetcher(sleep=waits.append).fetch(f"{s3}/7.jpg")
+    assert (caught.value.status, len(bucket.asked(path="*/7.jpg")), waits) == (said, 1, [])
+
+
+def test_a_slow_bucket_is_no_reason_to_ask_again(bucket: FaultyEndpoint, s3: str) -> None:
+    bucket.plan.add(slow(0.2))
+    assert Fetcher().fetch(f"{s3}/7.jpg") == BODY
+    assert len(bucket.asked()) == 1
+
+
+def test_a_busy_bucket_gets_fewer_requests_at_a_time_and_later_more_again(
+    bucket: FaultyEndpoint, s3: str, waits: list[float]
+) -> None:
+    fetcher = Fetcher(connections=8, sleep=waits.append)
+    uris = [f"{s3}/{number}.jpg" for number in range(100)]
+    with ThreadPoolExecutor(16) as pool:
+        bucket.plan.add(together(8), path="*/[0-9].jpg")
+        assert set(pool.map(fetcher.fetch, uris[:8])) == {BODY}
+        assert (bucket.most_at_once, waits) == (8, [])
+
+        bucket.plan.add(status(503), path="*/10.jpg", first=2)  # halves the window twice
+        assert fetcher.fetch(uris[10]) == BODY
+        bucket.most_at_once = 0
+        bucket.plan.add(slow(0.02))
+        assert set(pool.map(fetcher.fetch, uris[12:14])) == {BODY}
+        assert set(pool.map(fetcher.fetch, uris[14:18])) == {BODY}
+        assert bucket.most_at_once in (2, 3, 4)
+
+        assert set(pool.map(fetcher.fetch, uris[20:60])) == {BODY}  # 2 + 3 + 4 + 5 + 6 + 7 good replies
+        bucket.plan.clear()
+        bucket.plan.add(together(8))
+        bucket.most_at_once = 0
+        waits.clear()
+        assert set(pool.map(fetcher.fetch, uris[60:68])) == {BODY}
+        assert (bucket.most_at_once, waits) == (8, [])
+
+
+def test_a_busy_bucket_holds_up_no_other(bucket: FaultyEndpoint, s3: str, waits: list[float]) -> None:
+    other = f"{s3}-other"
+    fs, root = open_store(other)
+    fs.mkdir(root)
+    fs.pipe({f"{root}/{number}.jpg": BODY for number in range(8)})
+    fetcher = Fetcher(connections=8, sleep=waits.append)
+    bucket.plan.add(status(503), path="*/0.jpg", first=3)
+    assert fetcher.fetch(f"{s3}/0.jpg") == BODY
+    bucket.plan.clear()
+    bucket.plan.add(together(8))
+    waits.clear()
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(fetcher.fetch, [f"{other}/{number}.jpg" for number in range(8)])) == {BODY}
+    assert waits == []
+
+
+def test_what_is_told_about_retries_stays_behind_when_a_fetcher_travels(bucket: FaultyEndpoint, s3: str) -> None:
+    told: list[str] = []
+    copy = pickle.loads(pickle.dumps(Fetcher(sleep=_no_wait, on_retry=lambda kind: told.append(kind))))
+    bucket.plan.add(status(503), first=1)
+    assert copy.fetch(f"{s3}/7.jpg") == BODY
+    assert told == []
+
+
+def _no_wait(_: float) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "asked"),
+    [
+        (fails(PermissionError, "no"), "forbidden", 1),
+        (fails(FileNotFoundError, "gone"), "not_found", 1),
+        (fails(OSError, "Forbidden: https://storage/a.jpg"), "forbidden", 1),  # as gcsfs says it
+        (fails(OSError, errno.EIO, "Input/output error"), "fetch_failed", 3),
+        (fails(TimeoutError, "slow"), "fetch_failed", 3),
+        (fails(ConnectionResetError, "reset"), "fetch_failed", 3),
+        (HANGS, "fetch_failed", 3),
+    ],
+)
+def test_other_stores_that_fail(fault: FileFault, said: str, asked: int, tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "a.jpg").write_bytes(BODY)
+    retries: list[str] = []
+    fetcher = Fetcher(attempts=3, timeout_s=0.2, sleep=_no_wait, on_retry=retries.append)
+    with faulty_file_system(tmp_path) as plan:
+        plan.add(fault, method="cat_file")
+        with pytest.raises(ImageError) as caught:
+            fetcher.fetch("gs://bucket/a.jpg")
+        assert (caught.value.status, len(retries)) == (said, asked - 1)
+        plan.clear()
+        assert fetcher.fetch("gs://bucket/a.jpg") == BODY
+
+
+def test_what_google_forbids_is_asked_for_once(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # spares a probe over gRPC, not spoken here
+    pytest.importorskip("gcsfs")
+    with FaultyEndpoint() as endpoint:
+        endpoint.plan.add(status(403))
+        fetcher = Fetcher({"gs": {"endpoint_url": endpoint.url, "token": "anon"}}, sleep=waits.append)
+        with pytest.raises(ImageError) as caught:
+            fetcher.fetch("gs://bucket/a.jpg")
+        assert (caught.value.status, len(endpoint.requests), waits) == ("forbidden", 1, [])
