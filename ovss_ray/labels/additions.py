@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fsspec
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ovss_ray.errors import OvssError
 from ovss_ray.labels.layout import ADDITIONS_FOLDER, FORMAT_VERSION, AdditionKind, Manifest, Part, addition_name
 
+_READS_AT_ONCE = 8
 _RECORD_NAME = re.compile(r"(\d{5,})\.json")
 
 
@@ -63,10 +65,9 @@ def read_additions(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> list[A
         if number != expected:
             raise OvssError(f"{uri}/{addition_name(expected)} is missing; restore it, the shards after it depend on it")
     paths = [f"{root}/{addition_name(number)}" for number in numbers]
-    stored = fs.cat(paths) if paths else {}
-    return [
-        _parse(content, f"{uri}/{addition_name(number)}") for number, content in enumerate(map(stored.get, paths), 1)
-    ]
+    with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
+        stored = threads.map(fs.cat_file, paths)
+        return [_parse(content, f"{uri}/{addition_name(number)}") for number, content in enumerate(stored, 1)]
 
 
 def grown(planned: Manifest, additions: Sequence[Addition]) -> Manifest:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike, fspath
@@ -17,11 +18,12 @@ from pydantic import BaseModel, ConfigDict
 
 from ovss_ray.errors import OvssError, SettingError, nearest
 from ovss_ray.images.stores import StorageOptions, explained, open_store
+from ovss_ray.labels.additions import grown, read_additions
 from ovss_ray.labels.codecs import LabelMap, decode_label_map
-from ovss_ray.labels.layout import FORMAT_VERSION, Manifest
+from ovss_ray.labels.layout import FORMAT_VERSION, SHARDS_FOLDER, Manifest
 from ovss_ray.labels.schema import check_schema, load_contract, load_schema
 from ovss_ray.labels.shard import list_shards
-from ovss_ray.labels.views import BULKY_COLUMNS, connect
+from ovss_ray.labels.views import BULKY_COLUMNS, ShardViews
 from ovss_ray.vocabulary import Vocabulary
 
 _LOOKUP_COLUMNS = ["image_id", "uri", "status", "error", "height", "width", "label_map"]
@@ -45,8 +47,12 @@ def open_run(path: str | PathLike[str], storage_options: StorageOptions | None =
             stored = fs.cat_file(f"{root}/run.json")
         except (FileNotFoundError, NotADirectoryError):
             raise SettingError(_explain_missing(fs, root, uri)) from None
-    record, manifest = _parse_record(stored, uri)
-    return Run(uri, fs, root, record, manifest)
+    record, planned = _parse_record(stored, uri)
+    return Run(uri, fs, root, record, planned)
+
+
+class _NotWrittenError(OvssError):
+    """A shard that has no file yet."""
 
 
 class _Record(BaseModel):
@@ -66,20 +72,30 @@ class Run:
         job: the resolved settings of the run.
         fingerprint: SHA-256 over everything that changes the labels.
         vocabulary: the classes.
-        num_images: number of images in the manifest.
-        num_shards: number of shards that they are divided into.
+        additions: images added later or labelled again, oldest first.
+        manifest: the images and how they divide into shards, those of the additions included.
     """
 
-    def __init__(self, uri: str, fs: fsspec.AbstractFileSystem, root: str, record: _Record, manifest: Manifest) -> None:
+    def __init__(self, uri: str, fs: fsspec.AbstractFileSystem, root: str, record: _Record, planned: Manifest) -> None:
         self.uri = uri
         self.job: dict[str, Any] = record.job
         self.fingerprint = record.fingerprint
         self.vocabulary = Vocabulary.from_json(json.dumps(record.vocabulary))
-        self.num_images = manifest.images
-        self.num_shards = manifest.shards
-        self._manifest = manifest
+        self._planned = planned
         self._fs = fs
-        self._shards = f"{root}/shards"
+        self._root = root
+        self._shards = f"{root}/{SHARDS_FOLDER}"
+        self._read_additions()
+
+    @property
+    def num_images(self) -> int:
+        """Number of images in the manifest."""
+        return self.manifest.images
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards, those that label images again included."""
+        return self.manifest.shards
 
     def __enter__(self) -> Run:
         return self
@@ -89,9 +105,9 @@ class Run:
 
     def close(self) -> None:
         """Close the SQL connection, if `sql`, `images` or `segments` opened one; their relations end with it."""
-        connection = self.__dict__.pop("_connection", None)
-        if connection is not None:
-            connection.close()
+        views: ShardViews | None = self.__dict__.pop("_views", None)
+        if views is not None:
+            views.connection.close()
 
     def __repr__(self) -> str:
         return f"Run({self.uri!r}, {self.num_images} images, {self.vocabulary.num_classes} classes)"
@@ -99,7 +115,10 @@ class Run:
     def shards_done(self) -> list[int]:
         """Numbers of the shards that are written, ascending; one listing."""
         with explained(self.uri):
-            return list_shards(self._fs, self._shards)
+            found = list_shards(self._fs, self._shards)
+            if found and found[-1] >= self.manifest.shards:
+                self._read_additions()  # the run has grown since it was opened
+        return [shard for shard in found if shard < self.manifest.shards]
 
     def status_counts(self) -> dict[str, int]:
         """Number of images by status, of the shards that are written; a status without images is left out."""
@@ -155,9 +174,11 @@ class Run:
             SettingError: if the query is not valid.
             OvssError: if no shard is written yet.
         """
-        self._require_shards(self.shards_done())
+        done = self.shards_done()
+        self._require_shards(done)
         try:
-            relation = self._connection.sql(query)
+            self._views.update(self.manifest, done)
+            relation = self._views.connection.sql(query)
         except duckdb.Error as error:
             raise SettingError(f"the query cannot be run on {self.uri}: {_first_line(error)}") from error
         if relation is None:
@@ -167,7 +188,7 @@ class Run:
     def label_map(self, image_id: int) -> LabelMap:
         """The class ids of one image, [H, W] uint8 or uint16, `vocabulary.ignore_index` where there is none.
 
-        Reads the footer and one row group of one file.
+        Reads the footer and one row group of one file; of an image that was labelled again, of one file per attempt.
 
         Raises:
             SettingError: if the run has no such image.
@@ -175,26 +196,84 @@ class Run:
         """
         if not 0 <= image_id < self.num_images:
             raise SettingError(f"{self.uri} has no image {image_id}: its image ids are 0 to {self.num_images - 1}")
-        shard, position = self._manifest.home_of(image_id)
-        with self._open_shard(shard) as parquet:
-            row = _read_row(parquet, position, _LOOKUP_COLUMNS)
-        if row is None or row["image_id"] != image_id:
-            raise OvssError(f"{self._uri_of(shard)} lacks image {image_id}; remove the file and continue the run")
+        row = self._read_home(image_id) if not self.manifest.retry_shards else self._read_best(image_id)
         if row["status"] != "ok":
             raise OvssError(f"image {image_id} ({row['uri']}) has no label map: {row['status']}, {row['error']}")
         return self._decode(row)
 
+    def _read_best(self, image_id: int) -> dict[str, Any]:
+        """The row that counts, by the rule of `ShardViews`."""
+        latest_failed: dict[str, Any] | None = None
+        for shard in self._retries_of(image_id):
+            try:
+                with self._open_shard(shard) as parquet:
+                    row = _read_image(parquet, image_id)
+            except _NotWrittenError:
+                continue
+            if row is not None and row["status"] == "ok":
+                return row
+            latest_failed = latest_failed or row
+        try:
+            home = self._read_home(image_id)
+        except _NotWrittenError:
+            if latest_failed is None:
+                raise
+            return latest_failed
+        return home if home["status"] == "ok" or latest_failed is None else latest_failed
+
+    def _read_home(self, image_id: int) -> dict[str, Any]:
+        shard, position = self.manifest.home_of(image_id)
+        with self._open_shard(shard) as parquet:
+            row = _read_row(parquet, position, _LOOKUP_COLUMNS)
+        if row is None or row["image_id"] != image_id:
+            raise OvssError(f"{self._uri_of(shard)} lacks image {image_id}; remove the file and continue the run")
+        return row
+
+    def _retries_of(self, image_id: int) -> Iterator[int]:
+        """The shards that may hold the image once more, latest first."""
+        for part in reversed(range(len(self.manifest.parts))):
+            if self.manifest.parts[part].retry:
+                firsts = self._first_ids(self.manifest.parts[part].name)
+                group = bisect_right(firsts, image_id) - 1
+                if group >= 0:
+                    yield self.manifest.shards_of(part)[group]
+
+    def _first_ids(self, part: str) -> list[int]:
+        """The first image of each shard of a part whose images are labelled again; they ascend."""
+        if part not in self._retry_parts:
+            with self._fs.open(f"{self._root}/{part}", "rb") as file:
+                footer = pq.read_metadata(file)
+            groups = range(footer.num_row_groups)
+            column = footer.schema.names.index("image_id")
+            self._retry_parts[part] = [footer.row_group(group).column(column).statistics.min for group in groups]
+        return self._retry_parts[part]
+
     def label_maps(self) -> Iterator[tuple[int, LabelMap]]:
         """All label maps as (image_id, [H, W] class ids), shard by shard; images that failed are left out.
 
-        Holds one row group in memory.
+        Holds one row group in memory. The images of a shard that labels some again come with that shard.
         """
-        for shard in self.shards_done():
+        done = self.shards_done()
+        superseded = self._superseded(done)
+        for shard in done:
+            others = superseded.get(shard, frozenset())
             with self._open_shard(shard) as parquet:
                 for group in range(parquet.num_row_groups):
                     for row in parquet.read_row_group(group, columns=_LOOKUP_COLUMNS).to_pylist():
-                        if row["status"] == "ok":
+                        if row["status"] == "ok" and row["image_id"] not in others:
                             yield row["image_id"], self._decode(row)
+
+    def _superseded(self, done: Sequence[int]) -> Mapping[int, Set[int]]:
+        if not done or not self.manifest.retry_shards:
+            return {}
+        self._views.update(self.manifest, done)
+        return self._views.superseded()
+
+    def _read_additions(self) -> None:
+        with explained(self.uri):
+            self.additions = tuple(read_additions(self._fs, self._root, self.uri))
+        self.manifest = grown(self._planned, self.additions)
+        self._retry_parts: dict[str, list[int]] = {}
 
     def _decode(self, row: Mapping[str, Any]) -> LabelMap:
         try:
@@ -203,9 +282,9 @@ class Run:
             raise OvssError(f"image {row['image_id']} of {self.uri}: {error}") from error
 
     @cached_property
-    def _connection(self) -> duckdb.DuckDBPyConnection:
+    def _views(self) -> ShardViews:
         with self._open_shard(self.shards_done()[0]):  # refuses shards of a newer version
-            return connect(self._fs, self._shards, self.vocabulary)
+            return ShardViews(self._fs, self._shards, self.vocabulary)
 
     @contextmanager
     def _open_shard(self, shard: int) -> Iterator[pq.ParquetFile]:
@@ -216,7 +295,7 @@ class Run:
         except FileNotFoundError:
             done = self.shards_done()
             self._require_shards(done)
-            raise OvssError(
+            raise _NotWrittenError(
                 f"shard {shard} of {self.uri} is not written yet ({len(done)} of {self.num_shards} are); "
                 "continue the run to label its images"
             ) from None
@@ -246,6 +325,21 @@ def _read_row(parquet: pq.ParquetFile, position: int, columns: list[str]) -> dic
             row: dict[str, Any] = parquet.read_row_group(group, columns=columns).slice(position, 1).to_pylist()[0]
             return row
         position -= rows
+    return None
+
+
+def _read_image(parquet: pq.ParquetFile, image_id: int) -> dict[str, Any] | None:
+    """The row of an image in a file sorted by image_id, or None; reads the row groups that may hold it."""
+    column = parquet.metadata.schema.names.index("image_id")
+    for group in range(parquet.num_row_groups):
+        statistics = parquet.metadata.row_group(group).column(column).statistics
+        if statistics.min <= image_id <= statistics.max:
+            ids = parquet.read_row_group(group, columns=["image_id"])["image_id"]
+            position = ids.index(image_id).as_py()
+            if position >= 0:
+                rows = parquet.read_row_group(group, columns=_LOOKUP_COLUMNS)
+                row: dict[str, Any] = rows.slice(position, 1).to_pylist()[0]
+                return row
     return None
 
 

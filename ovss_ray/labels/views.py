@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import tempfile
 import uuid
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import duckdb
 import fsspec
 import pyarrow as pa
 
+from ovss_ray.labels.layout import Manifest
 from ovss_ray.labels.schema import load_schema
 from ovss_ray.vocabulary import Vocabulary
 
@@ -19,47 +22,118 @@ BULKY_COLUMNS = ("label_map", "segments")
 """Columns of a shard that the view `images` leaves out."""
 
 
-def connect(fs: fsspec.AbstractFileSystem, shards: str, vocabulary: Vocabulary) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB database with these views; it reads the files anew at each query.
+_SHARD = "try_cast(parse_filename(filename, true) AS INTEGER)"
+
+
+class ShardViews:
+    """An in-memory DuckDB database over the shards of a run, which reads the files anew at each query.
+
+    Views:
 
     * `shard_rows`: every column, one row per image;
     * `images`: the same without label map and segments;
     * `segments`: one row per image and class present, with all statistics;
     * `classes`: the vocabulary.
 
+    Of an image that was labelled again the row with labels counts, of several (or none) that of the latest shard.
+
     Args:
         fs: where the run lies.
         shards: folder of the shard files on `fs`; holds one file at least.
+        vocabulary: the classes.
     """
-    connection = duckdb.connect(
-        config={
-            # All that is needed is built in; a query must never wait for a download.
-            "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false",
-            # A query larger than the memory spills here instead of into the working directory.
-            "temp_directory": str(Path(tempfile.gettempdir()) / f"ovss-ray-sql-{uuid.uuid4().hex}"),
-        }
-    )
-    _create_classes(connection, vocabulary)
-    connection.execute(f"CREATE VIEW shard_rows AS {_one_row_per_image(_files(connection, fs, shards))}")
-    bulky = ", ".join(BULKY_COLUMNS)
-    connection.execute(f"CREATE VIEW images AS SELECT * EXCLUDE ({bulky}) FROM shard_rows")
-    connection.execute(_create_segments())
-    return connection
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, shards: str, vocabulary: Vocabulary) -> None:
+        self.connection = duckdb.connect(
+            config={
+                # All that is needed is built in; a query must never wait for a download.
+                "autoinstall_known_extensions": "false",
+                "autoload_known_extensions": "false",
+                # A query larger than the memory spills here instead of into the working directory.
+                "temp_directory": str(Path(tempfile.gettempdir()) / f"ovss-ray-sql-{uuid.uuid4().hex}"),
+            }
+        )
+        self._folder = glob.escape(shards)
+        if "file" not in _protocols(fs):
+            self.connection.register_filesystem(_ExactReads(fs))
+            self._folder = f"{_protocols(fs)[0]}://{self._folder}"
+        self._retried: tuple[int, ...] = ()
+        _create_classes(self.connection, vocabulary)
+        self._create_shard_rows()
+        bulky = ", ".join(BULKY_COLUMNS)
+        self.connection.execute(f"CREATE VIEW images AS SELECT * EXCLUDE ({bulky}) FROM shard_rows")
+        self.connection.execute(_create_segments())
+
+    def update(self, manifest: Manifest, done: Sequence[int]) -> None:
+        """Take account of the shards that are written: costs nothing unless one of them labels images again.
+
+        Then it reads the image ids and statuses of those shards, and of the shards in which their images failed first.
+        """
+        written = set(done)
+        retried = tuple(shard for shards in manifest.retry_shards for shard in shards if shard in written)
+        if retried != self._retried:
+            self._find_superseded(manifest, retried, written)
+            self._retried = retried
+            self._create_shard_rows()
+
+    def superseded(self) -> dict[int, set[int]]:
+        """By shard, the images whose row there does not count."""
+        found: dict[int, set[int]] = {}
+        if self._retried:
+            for image_id, shard in self.connection.execute("SELECT image_id, shard FROM superseded").fetchall():
+                found.setdefault(shard, set()).add(image_id)
+        return found
+
+    def _create_shard_rows(self) -> None:
+        """The only place that says which row counts for an image."""
+        files = _literal(f"{self._folder}/*.parquet")
+        rows = f"SELECT * FROM read_parquet({files})"
+        if self._retried:
+            # An anti join with a small table, not a window over all rows: label maps stay where they are.
+            rows = f"""
+                SELECT stored.* EXCLUDE (filename) FROM read_parquet({files}, filename = true) AS stored
+                ANTI JOIN superseded ON superseded.image_id = stored.image_id AND superseded.shard = {_SHARD}
+            """
+        self.connection.execute(f"CREATE OR REPLACE VIEW shard_rows AS {rows}")
+
+    def _find_superseded(self, manifest: Manifest, retried: Sequence[int], written: Set[int]) -> None:
+        """Write the table `superseded` (image_id, shard): the rows that do not count."""
+        execute = self.connection.execute
+        execute(f"CREATE OR REPLACE TEMP TABLE outcomes AS SELECT image_id, shard, ok FROM {self._outcomes(retried)}")
+        again = execute("SELECT image_id, bool_or(ok) FROM outcomes GROUP BY image_id").fetchall()
+        # Where labels came later it does not matter what the first row says: its shard need not be read.
+        labelled = [image_id for image_id, ok in again if ok]
+        unsure = [image_id for image_id, ok in again if not ok]
+        with self._table("first_rows", image_id=labelled, shard=[manifest.home_of(item)[0] for item in labelled]):
+            execute("INSERT INTO outcomes SELECT image_id, shard, false FROM first_rows")
+        to_read = sorted({manifest.home_of(item)[0] for item in unsure} & written)
+        if to_read:
+            with self._table("unsure", image_id=unsure):
+                execute(
+                    "INSERT INTO outcomes SELECT image_id, shard, ok "
+                    f"FROM {self._outcomes(to_read)} SEMI JOIN unsure USING (image_id)"
+                )
+        execute(
+            "CREATE OR REPLACE TABLE superseded AS SELECT image_id, shard FROM outcomes "
+            "QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY ok DESC, shard DESC) > 1"
+        )
+        execute("DROP TABLE outcomes")
+
+    @contextmanager
+    def _table(self, name: str, **columns: list[int]) -> Iterator[None]:
+        self.connection.register(name, pa.table({key: pa.array(values, pa.int64()) for key, values in columns.items()}))
+        yield
+        self.connection.unregister(name)
+
+    def _outcomes(self, shards: Sequence[int]) -> str:
+        files = ", ".join(_literal(f"{self._folder}/{shard:08d}.parquet") for shard in shards)
+        return (
+            f"(SELECT image_id, {_SHARD} AS shard, status = 'ok' AS ok FROM read_parquet([{files}], filename = true))"
+        )
 
 
-def _one_row_per_image(files: str) -> str:
-    """The only place that says which row counts for an image: each has exactly one, in the shard it belongs to."""
-    return f"SELECT * FROM read_parquet({files})"
-
-
-def _files(connection: duckdb.DuckDBPyConnection, fs: fsspec.AbstractFileSystem, shards: str) -> str:
-    """The SQL literal for all shard files; makes `fs` known to DuckDB unless it is the local disk."""
-    path = glob.escape(shards)
-    if "file" not in _protocols(fs):
-        connection.register_filesystem(_ExactReads(fs))
-        path = f"{_protocols(fs)[0]}://{path}"
-    return "'" + f"{path}/*.parquet".replace("'", "''") + "'"
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _create_classes(connection: duckdb.DuckDBPyConnection, vocabulary: Vocabulary) -> None:
