@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -41,6 +42,7 @@ class ManifestRow:
 
 _ROW_COLUMNS = [field.name for field in fields(ManifestRow)]
 _REF_COLUMNS = [field.name for field in fields(ImageRef)]
+_BATCH_ROWS = 1 << 16
 
 
 def choose_shard_size(images: Iterator[ImageRef]) -> tuple[int, Iterator[ImageRef]]:
@@ -143,6 +145,52 @@ class ManifestReader:
         if footer.num_rows != self._manifest.parts[part].rows:
             raise RunFailedError(f"{self._part_uri(part)} does not fit run.json; restore it to continue")
         return footer
+
+
+def stored_uris(manifest: Manifest, directory: RunDirectory) -> Iterator[list[str]]:
+    """The URIs of all images in batches; reads that column only."""
+    for part in manifest.parts:
+        if not part.retry:
+            with directory.fs.open(directory.path(part.name), "rb") as file:
+                for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=["uri"]):
+                    yield batch.column(0).to_pylist()
+
+
+def stored_images(
+    image_ids: Sequence[int], manifest: Manifest, directory: RunDirectory
+) -> Iterator[tuple[int, ImageRef]]:
+    """The images with these ids (ascending, distinct), as they were planned; holds one part in memory at most."""
+    ids = np.asarray(image_ids, np.int64)
+    first = 0
+    for part in manifest.parts:
+        if part.retry:
+            continue
+        inside = ids[(ids >= first) & (ids < first + part.rows)] - first
+        groups, counts = np.unique(inside // manifest.shard_size, return_counts=True)
+        if len(inside):
+            with directory.fs.open(directory.path(part.name), "rb") as file:
+                parquet = pq.ParquetFile(file, pre_buffer=True)
+                table = parquet.read_row_groups(groups.tolist(), columns=["image_id", *_REF_COLUMNS])
+            # Whole groups were read one after another: move each position by the groups that were left out.
+            shift = (groups - np.arange(len(groups))) * manifest.shard_size
+            for row in _rows(table.take(pa.array(inside - np.repeat(shift, counts)))):
+                yield row["image_id"], ImageRef(**{name: row[name] for name in _REF_COLUMNS})
+        first += part.rows
+
+
+def digest_of(parts: Iterable[Part], directory: RunDirectory) -> str:
+    """The SHA-256 that `write_parts` gave for these parts, computed from their files."""
+    digest = hashlib.sha256()
+    for part in parts:
+        with directory.fs.open(directory.path(part.name), "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=_REF_COLUMNS):
+                digest.update("".join(_identity((0, ImageRef(**row))) for row in _rows(batch)).encode())
+    return digest.hexdigest()
+
+
+def _rows(table: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    for start in range(0, table.num_rows, _BATCH_ROWS):
+        yield from table.slice(start, _BATCH_ROWS).to_pylist()
 
 
 def _batched(images: Iterable[tuple[int, ImageRef]], size: int) -> Iterator[list[tuple[int, ImageRef]]]:

@@ -50,8 +50,10 @@ class RunSummary:
 
 def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progress | None) -> RunSummary:
     """Count over all shards, and write `summary.json` if this session finished the run."""
-    if session is None and (stored := directory.read_json(SUMMARY_FILE)) is not None:
-        return RunSummary(**{**stored, "run": directory.uri})
+    if session is None:
+        stored = directory.read_json(SUMMARY_FILE)
+        if stored is not None and stored["shards"] == manifest.shards:  # else the run has grown since
+            return RunSummary(**{**stored, "run": directory.uri})
     with open_run(directory.uri, directory.storage_options) as run:
         statuses = run.status_counts()
         failures = _failure_reasons(run)
