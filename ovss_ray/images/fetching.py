@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 import threading
@@ -16,7 +15,10 @@ import fsspec
 
 from ovss_ray.errors import ImageError, SettingError
 from ovss_ray.images.backoff import try_often
-from ovss_ray.images.drivers import open_bounded
+from ovss_ray.images.drivers import call_within, open_bounded
+from ovss_ray.images.list_files import resolver
+from ovss_ray.images.members import Member, split_member
+from ovss_ray.images.row_groups import RangeFile, RowGroups
 from ovss_ray.images.stores import (
     StorageOptions,
     StoreFailure,
@@ -26,6 +28,7 @@ from ovss_ray.images.stores import (
     protocol_of,
     store_failure,
 )
+from ovss_ray.images.tars import BLOCK, is_header_of
 from ovss_ray.images.window import Reply, RequestWindow
 
 _STORES_REMEMBERED = 1024  # lists of web addresses name any number of hosts
@@ -76,12 +79,13 @@ class Fetcher:
         self._on_retry = on_retry
         self._open_stores()
 
-    def fetch(self, uri: str, size_bytes: int | None = None) -> bytes:
+    def fetch(self, uri: str, size_bytes: int | None = None, offset: int | None = None) -> bytes:
         """Read one image whole.
 
         Args:
             uri: as in `ImageRef.uri`.
             size_bytes: its size by the manifest; fewer bytes count as a broken transfer and are asked for again.
+            offset: as in `ImageRef.offset`; images inside a file need it, and those in tars their size too.
 
         Raises:
             ImageError: `not_found`, `forbidden`, `too_large` (over `max_bytes`), or `fetch_failed` after the last
@@ -93,7 +97,7 @@ class Fetcher:
             self._check_size(size_bytes)
         try:
             return try_often(
-                lambda: self._read_in_turn(uri, size_bytes),
+                lambda: self._read_image(uri, size_bytes, offset),
                 attempts=self.attempts,
                 is_final=_is_final,
                 sleep=self._sleep,
@@ -116,15 +120,49 @@ class Fetcher:
         if self._on_retry is not None:
             self._on_retry(failure)
 
-    def _read_in_turn(self, uri: str, size_bytes: int | None) -> bytes:
+    def _read_image(self, uri: str, size_bytes: int | None, offset: int | None) -> bytes:
+        member = split_member(uri)
+        if member is None:
+            return self._read_in_turn(uri, size_bytes)
+        if member.kind == "parquet" and offset is not None:
+            return self._read_cell(member, offset)
+        if member.kind == "tar" and offset is not None and size_bytes is not None:
+            return self._read_member(member.file, size_bytes, offset)
+        raise ValueError("an image inside a file is found by its offset and size, and these are not given")
+
+    def _read_member(self, tar: str, size_bytes: int, offset: int) -> bytes:
+        data = self._read_in_turn(tar, BLOCK + size_bytes, max(offset - BLOCK, 0))
+        if not is_header_of(data[:BLOCK], size_bytes):
+            raise ImageError("fetch_failed", f"the tar has changed: no file of {size_bytes} bytes at byte {offset}")
+        return data[BLOCK:]
+
+    def _read_cell(self, member: Member, row: int) -> bytes:
+        cell = self._row_groups.cell(member.file, member.name, row)
+        if cell.data is not None:
+            self._check_size(len(cell.data))
+            return cell.data
+        if not cell.path:
+            raise ImageError("not_found", "the row of the Parquet file holds neither bytes nor a path")
+        return self._read_in_turn(resolver(member.file)(cell.path), None)
+
+    def _open_parquet(self, uri: str) -> Callable[[], Any]:
+        if is_local(uri):
+            return lambda: open(local_path(uri), "rb")
+        fs = self._store(uri)
+        size_bytes = call_within(fs, self.timeout_s, "info", fs._strip_protocol(uri)).get("size")
+        if size_bytes is None:
+            raise ImageError("fetch_failed", "the server does not tell the size of the Parquet file")
+        return lambda: RangeFile(lambda start, end: self._read_in_turn(uri, end - start, start), size_bytes)
+
+    def _read_in_turn(self, uri: str, size_bytes: int | None, start: int | None = None) -> bytes:
         """Read once the store's window has room; waiting there is no part of the time limit."""
         if is_local(uri):
-            return self._read(uri, size_bytes)
+            return self._read(uri, size_bytes, start)
         window = self._window(protocol_of(uri), urlsplit(uri).netloc)
         number = window.enter()
         reply: Reply = "none"
         try:
-            data = self._read(uri, size_bytes)
+            data = self._read(uri, size_bytes, start)
             reply = "good"
             return data
         except Exception as error:
@@ -133,33 +171,31 @@ class Fetcher:
         finally:
             window.leave(number, reply)
 
-    def _read(self, uri: str, size_bytes: int | None) -> bytes:
-        data = self._read_local(local_path(uri)) if is_local(uri) else self._read_remote(uri)
+    def _read(self, uri: str, size_bytes: int | None, start: int | None) -> bytes:
+        """Read a file, or from `start` on as many bytes as the size says."""
+        end = None if start is None or size_bytes is None else start + size_bytes
+        data = self._read_local(local_path(uri), start, end) if is_local(uri) else self._read_remote(uri, start, end)
         if size_bytes is not None and len(data) < size_bytes:
             raise TruncatedError(f"only {len(data)} of {size_bytes} bytes arrived")
+        if end is not None and len(data) > (size_bytes or 0):
+            raise ImageError("fetch_failed", "the server ignores byte ranges, which images inside a file need")
         return data
 
-    def _read_local(self, path: str) -> bytes:
+    def _read_local(self, path: str, start: int | None, end: int | None) -> bytes:
         status = os.stat(path)  # noqa: PTH116
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             raise ImageError("not_found", "there is no file of this name, but a folder or device")
-        self._check_size(status.st_size)
         with open(path, "rb") as file:
+            if start is not None and end is not None:
+                file.seek(start)
+                return file.read(end - start)
+            self._check_size(status.st_size)
             return file.read()
 
-    def _read_remote(self, uri: str) -> bytes:
+    def _read_remote(self, uri: str, start: int | None, end: int | None) -> bytes:
         fs = self._store(uri)
-        path = fs._strip_protocol(uri)
-
-        async def read() -> bytes:
-            # wait_for cancels the request; the time limit of fsspec's own `sync` would leave it running.
-            data: bytes = await asyncio.wait_for(fs._cat_file(path), self.timeout_s)
-            return data
-
-        try:
-            return asyncio.run_coroutine_threadsafe(read(), fs.loop).result()
-        except (asyncio.TimeoutError, TimeoutError) as error:
-            raise OSError(f"no complete answer within {self.timeout_s:g} s") from error
+        data: bytes = call_within(fs, self.timeout_s, "cat_file", fs._strip_protocol(uri), start=start, end=end)
+        return data
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self.max_bytes:
@@ -184,10 +220,11 @@ class Fetcher:
     def _open_stores(self) -> None:
         self._lock = threading.Lock()
         self._stores: dict[tuple[str, str], fsspec.AbstractFileSystem] = {}
+        self._row_groups = RowGroups(self._open_parquet)
         self._windows = lru_cache(_STORES_REMEMBERED)(lambda _protocol, _host: RequestWindow(self.connections))
 
     def __getstate__(self) -> dict[str, Any]:
-        of_this_process = ("_lock", "_stores", "_windows", "_on_retry")
+        of_this_process = ("_lock", "_stores", "_windows", "_row_groups", "_on_retry")
         return {name: value for name, value in vars(self).items() if name not in of_this_process}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

@@ -1,52 +1,37 @@
-"""The images of a run, one at a time: from a folder, a pattern, a list or a single file, wherever they lie."""
+"""The images of a run, one at a time: from folders, patterns, lists, tars, Parquet files and inventories."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import os
-import posixpath
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ovss_ray.errors import InputError, OvssError, SettingError
-from ovss_ray.images.globs import GlobPattern, has_magic
-from ovss_ray.images.list_files import list_format, read_list
-from ovss_ray.images.stores import (
-    StorageOptions,
-    is_local,
-    open_store,
-    protocol_of,
-    store_failure,
-)
-from ovss_ray.images.walking import StoredFile, s3_folders, walk_local, walk_s3, walk_store
+from ovss_ray.images.containers import Container, ContainerReader, OtherFiles, is_hidden, path_in
+from ovss_ray.images.drivers import open_bounded
+from ovss_ray.images.explaining import nearest_name, why_unreadable
+from ovss_ray.images.globs import GlobPattern, expand_braces, has_magic, is_enumeration
+from ovss_ray.images.parallel import flat_map_ordered
+from ovss_ray.images.references import ImageRef, Wanted, extension_of
+from ovss_ray.images.s3_listing import walk_s3
+from ovss_ray.images.stores import StorageOptions, is_local, open_store, protocol_of
+from ovss_ray.images.tables import list_format
+from ovss_ray.images.tars import is_tar, names_compressed_tar, refuse_compressed
+from ovss_ray.images.walking import StoredFile, bare_etag, s3_folders, walk_local, walk_store
+
+__all__ = ["DEFAULT_EXTENSIONS", "ImageRef", "list_images"]
+
+_LOG = logging.getLogger(__name__)
 
 DEFAULT_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
 
-
-@dataclass(frozen=True)
-class ImageRef:
-    """One image of a run: where it is, and what the listing says about it for nothing.
-
-    Attributes:
-        uri: a URI, or an absolute path for a local file; "" for a row of a list that names no image.
-        size_bytes: its size where the store's listing gives it (object stores), else None.
-        etag: the store's own mark of its content, without quotes, where the listing gives it, else None.
-        offset: position inside the file that holds the image among others (byte of a tar, row of a Parquet file); None
-            if the image is a file of its own.
-        extra: what a list says about the image beside its place, as a JSON object; None if nothing is kept.
-    """
-
-    uri: str
-    size_bytes: int | None = None
-    etag: str | None = None
-    offset: int | None = None
-    extra: str | None = None
+_LISTING_ATTEMPTS, _LISTING_TIMEOUT_S = 5, 30.0
 
 
 def list_images(
@@ -56,28 +41,35 @@ def list_images(
     limit: int | None = None,
     sample: float | None = None,
     uri_column: str | None = None,
+    image_column: str | None = None,
+    keep_columns: Iterable[str] = (),
     storage_options: StorageOptions | None = None,
 ) -> Iterator[ImageRef]:
     """List images in a fixed order and in memory that does not grow with their number.
 
     Args:
         source: a folder (searched recursively), a pattern (`photos/**/*.jpg`, `s3://bucket/2024-*/**.{jpg,png}`), a
-            list (.txt with one URI a line, .csv, .tsv, .jsonl, .parquet, also compressed) or one image; local or on
-            s3, gs, az; lists and single images also on http(s).
-        extensions: which files of folders and patterns are images, in any case of letters; lists are taken as they are.
+            tar or a range of them (`train-{000..499}.tar`), a Parquet file with the bytes of images, a list (.txt with
+            one URI a line, .csv, .tsv, .jsonl, .parquet, also compressed), the manifest.json of an S3 Inventory, or one
+            image; local or on s3, gs, az; all but folders and wildcards also on http(s).
+        extensions: which files of folders, patterns, tars and inventories are images, in any case of letters; lists are
+            taken as they are.
         limit: stop after this many images (1 or more).
         sample: the fraction of images to keep (0 < sample <= 1), chosen by a hash of each URI: independent of order
             and of what else is there; a smaller sample is contained in a larger one.
         uri_column: the column of a list; by default the first of uri, url, path, image, file_name.
+        image_column: the column of a Parquet file that holds the bytes of images; see `find_image_column`.
+        keep_columns: columns of lists and Parquet files, or fields of WebDataset samples, for `ImageRef.extra`.
         storage_options: see `open_store`.
 
     Returns:
         An iterator of `ImageRef`. Files and folders whose names begin with a dot are skipped. Folders come
-        depth-first and sorted. Duplicates in lists are kept.
+        depth-first and sorted, with the contents of tars and of Parquet files with images in their place. Duplicates
+        in lists are kept.
 
     Raises:
-        InputError: nothing is there, no permission, no credentials, no image; raised at the call where the first
-            image shows it, later where only a later page or row does.
+        InputError: nothing is there, no permission, no credentials, no image, a damaged file; raised at the call where
+            the first image shows it, later where only a later page, file or row does.
         SettingError: an argument that cannot be used.
     """
     uri = os.fspath(source)
@@ -85,7 +77,10 @@ def list_images(
         raise SettingError(f"limit is {limit}; give the number of images to take, 1 or more")
     if sample is not None and not 0 < sample <= 1:
         raise SettingError(f"sample is {sample}; give the fraction of images to keep, above 0 and at most 1")
-    listing = _Listing(uri, frozenset(name.lower().lstrip(".") for name in extensions), uri_column, storage_options)
+    if uri_column is not None and image_column is not None:
+        raise SettingError("uri_column and image_column exclude each other: addresses, or the bytes themselves")
+    kinds = frozenset(name.lower().lstrip(".") for name in extensions)
+    listing = _Listing(uri, Wanted(kinds, uri_column, image_column, tuple(keep_columns)), storage_options)
     refs = listing.sampled(sample)
     first = next(refs, None)
     if first is None:
@@ -96,19 +91,18 @@ def list_images(
 class _Listing:
     """One pass over a source; counts what it leaves out, so that an empty result can be explained."""
 
-    def __init__(
-        self, source: str, extensions: frozenset[str], uri_column: str | None, storage_options: StorageOptions | None
-    ) -> None:
+    def __init__(self, source: str, wanted: Wanted, storage_options: StorageOptions | None) -> None:
         self._source = source
-        self._extensions = extensions
-        self._uri_column = uri_column
-        self._other_files: Counter[str] = Counter()
+        self._wanted = wanted
+        self._storage_options = storage_options
+        self._other_files = OtherFiles()
+        self._reader = ContainerReader(wanted, storage_options, self._other_files)
         self._images = 0
         self._fs, self._path = open_store(source, storage_options)
 
     def sampled(self, sample: float | None) -> Iterator[ImageRef]:
         try:
-            for ref in self._refs():
+            for ref in self._opened(self._found()):
                 self._images += 1
                 _check_storable(ref.uri)
                 if sample is None or _uniform(ref.uri) < sample:
@@ -116,7 +110,15 @@ class _Listing:
         except OvssError:
             raise
         except Exception as error:  # every store raises exceptions of its own, from drivers that may not be installed
-            raise InputError(_why_unreadable(self._source, error)) from error
+            raise InputError(why_unreadable(self._source, error)) from error
+
+    def _opened(self, found: Iterator[ImageRef | Container]) -> Iterator[ImageRef]:
+        """Put the images of containers in their place, several containers at once."""
+        for is_container, group in groupby(found, lambda entry: isinstance(entry, Container)):
+            if is_container:
+                yield from self._opened(flat_map_ordered(self._reader.images, group))  # type: ignore[arg-type]
+            else:
+                yield from group  # type: ignore[misc]
 
     def why_empty(self, sample: float | None) -> str:
         if self._images:
@@ -124,14 +126,14 @@ class _Listing:
                 f"none of the {self._images} images of {self._source} falls into a sample of {sample:g}; "
                 "use a larger sample"
             )
-        if list_format(self._name) is not None and not has_magic(self._source):
+        if list_format(self._name) is not None and not has_magic(self._source) and not self._other_files:
             return f"the list {self._source} names no image"
         if not self._other_files:
             return f"no image found in {self._source}: no file is there{self._nearest_folder()}"
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self._other_files.most_common(5))
+        lists = "; lists in a folder are named by a pattern such as folder/*.parquet" if self._other_files.lists else ""
         return (
-            f"no image found in {self._source}: {self._other_files.total()} other files were seen ({kinds}); "
-            f"images are told by their extension: {', '.join(sorted(self._extensions))}"
+            f"no image found in {self._source}: {self._other_files}; "
+            f"images are told by their extension: {', '.join(sorted(self._wanted.extensions))}{lists}"
         )
 
     def _nearest_folder(self) -> str:
@@ -145,101 +147,125 @@ class _Listing:
 
     @property
     def _name(self) -> str:
-        web = protocol_of(self._source) in ("http", "https")
-        return urlsplit(self._path).path if web else self._path
+        return path_in(self._source, self._path)
 
-    def _refs(self) -> Iterator[ImageRef]:
-        if is_local(self._source):
-            return self._local_refs()
-        if protocol_of(self._source) in ("http", "https"):
-            return self._web_refs()
-        return self._remote_refs()
+    def _found(self) -> Iterator[ImageRef | Container]:
+        if is_enumeration(self._path) and not (is_local(self._source) and os.path.lexists(self._path)):
+            return chain.from_iterable(map(self._enumerated, expand_braces(self._source)))
+        return self._named(self._source)
 
-    def _local_refs(self) -> Iterator[ImageRef]:
-        path = self._path
+    def _enumerated(self, uri: str) -> Iterator[ImageRef | Container]:
+        """One name of a range. It is taken as it is: what is missing is noticed where it is read."""
+        path = open_store(uri, self._storage_options)[1]
+        entry = self._file(path if is_local(uri) else uri)
+        return self._named(uri) if entry is None else iter([entry])
+
+    def _named(self, uri: str) -> Iterator[ImageRef | Container]:
+        if is_local(uri):
+            return self._local(open_store(uri)[1])
+        if protocol_of(uri) in ("http", "https"):
+            return self._web(uri)
+        return self._remote(uri)
+
+    def _local(self, path: str) -> Iterator[ImageRef | Container]:
         if Path(path).is_dir():
             return self._local_folder(path, None)
         if os.path.lexists(path):
-            return self._list_refs() if list_format(path) else self._single(ImageRef(path))
+            return iter([self._file(path) or self._refused(path)])
         if has_magic(path):
             pattern = GlobPattern(path)
             if Path(pattern.base).is_dir():
                 return self._local_folder(pattern.base, pattern)
             path = pattern.base
-        raise InputError(f"there is no {path}{_nearest_name(path)}; check the path")
+        raise InputError(f"there is no {path}{nearest_name(path)}; check the path")
 
-    def _local_folder(self, folder: str, pattern: GlobPattern | None) -> Iterator[ImageRef]:
+    def _local_folder(self, folder: str, pattern: GlobPattern | None) -> Iterator[ImageRef | Container]:
         files = walk_local(folder, partial(_enter, pattern))
         return self._selected(files, pattern, lambda relative: os.path.join(folder, relative))  # noqa: PTH118
 
-    def _web_refs(self) -> Iterator[ImageRef]:
-        if list_format(self._name):
-            return self._list_refs()
-        info = {} if self._source.endswith("/") else self._fs.info(self._path)
-        if self._source.endswith("/") or info.get("mimetype") == "text/html":
+    def _web(self, uri: str) -> Iterator[ImageRef | Container]:
+        entry = self._file(uri)
+        if isinstance(entry, Container):
+            return iter([entry])
+        info = {} if uri.endswith("/") else self._fs.info(uri)
+        if uri.endswith("/") or info.get("mimetype") == "text/html":
             raise InputError(
-                f"{self._source} is a web page or folder, and folders cannot be listed over HTTP; "
-                "give a list of image addresses (.txt, .csv, .parquet) or a single image"
+                f"{uri} is a web page or folder, and folders cannot be listed over HTTP; "
+                "give a list of image addresses (.txt, .csv, .parquet), a range such as {000..499}.tar, or one image"
             )
-        return self._single(ImageRef(self._source, info.get("size"), None))
+        if entry is None and extension_of(path_in(uri, uri)):
+            self._refused(uri)
+        return iter([ImageRef(uri, info.get("size"))])
 
-    def _remote_refs(self) -> Iterator[ImageRef]:
-        if has_magic(self._path):
-            pattern = GlobPattern(self._path)
-            return self._remote_folder(pattern.base, pattern)
-        if list_format(self._path):
-            return self._list_refs()
-        if self._extension(self._path) in self._extensions and not self._source.endswith("/"):
-            info = self._fs.info(self._path)
-            etag = info.get("ETag") or info.get("etag")
-            return self._single(ImageRef(self._source, info.get("size"), str(etag).strip('"') if etag else None))
-        return self._remote_folder(self._path, None)
+    def _remote(self, uri: str) -> Iterator[ImageRef | Container]:
+        fs, path = open_store(uri, self._storage_options)
+        if has_magic(path):
+            pattern = GlobPattern(path)
+            return self._remote_folder(uri, pattern.base, pattern)
+        entry = None if uri.endswith("/") else self._file(uri)
+        if isinstance(entry, ImageRef):
+            info = fs.info(path)
+            return iter([ImageRef(uri, info.get("size"), bare_etag(info.get("ETag") or info.get("etag")))])
+        return self._remote_folder(uri, path, None) if entry is None else iter([entry])
 
-    def _remote_folder(self, folder: str, pattern: GlobPattern | None) -> Iterator[ImageRef]:
-        protocol = protocol_of(self._source)
+    def _remote_folder(self, uri: str, folder: str, pattern: GlobPattern | None) -> Iterator[ImageRef | Container]:
+        protocol = protocol_of(uri)
         if not folder:
-            raise InputError(f"{self._source} names no bucket; write {protocol}://bucket/folder")
+            raise InputError(f"{uri} names no bucket; write {protocol}://bucket/folder")
         if protocol in ("s3", "s3a"):
-            bucket, inner, _ = self._fs.split_path(folder)  # which knows the names of access points
+            fs, _ = open_bounded(
+                uri, self._storage_options or {}, requests=_LISTING_ATTEMPTS, timeout_s=_LISTING_TIMEOUT_S
+            )
+            bucket, inner, _ = fs.split_path(folder)  # which knows the names of access points
             prefix = f"{inner}/" if inner else ""
-            files = walk_s3(self._fs, bucket, prefix, pattern.literal[len(bucket) + 1 :] if pattern else prefix)
+            files = walk_s3(fs, bucket, prefix, pattern.literal[len(bucket) + 1 :] if pattern else prefix)
             authority = bucket
         else:
             inner = folder.partition("/")[2]
             prefix = f"{inner}/" if inner else ""
             files = walk_store(self._fs, folder, partial(_enter, pattern))
-            authority = urlsplit(self._source).netloc  # names the account too on Azure
+            authority = urlsplit(uri).netloc  # names the account too on Azure
         return self._selected(files, pattern, lambda relative: f"{protocol}://{authority}/{prefix}{relative}")
 
     def _selected(
         self, files: Iterator[StoredFile], pattern: GlobPattern | None, uri_of: Callable[[str], str]
-    ) -> Iterator[ImageRef]:
+    ) -> Iterator[ImageRef | Container]:
+        wants_lists = pattern is not None and list_format(pattern.pattern) is not None
         for file in files:
             if _is_hidden(file.relative, pattern) or (pattern and not pattern.matches(file.relative)):
                 continue
-            extension = self._extension(file.relative)
-            if extension in self._extensions:
-                yield ImageRef(uri_of(file.relative), file.size_bytes, file.etag)
-                continue
-            kind = f".{extension}" if extension else "without extension"
-            if kind in self._other_files or len(self._other_files) < 1000:
-                self._other_files[kind] += 1
+            ref = ImageRef(uri_of(file.relative), file.size_bytes, file.etag)
+            if wants_lists and list_format(file.relative) is not None:
+                yield Container(ref.uri, ref.etag)
+            elif (entry := self._reader.classified(file.relative, ref)) is not None:
+                yield self._checked(entry)
+            elif names_compressed_tar(file.relative):
+                if pattern is not None:
+                    refuse_compressed(ref.uri)
+                _LOG.warning("%s is left out: images cannot be read out of a compressed tar; decompress it", ref.uri)
 
-    def _list_refs(self) -> Iterator[ImageRef]:
-        return map(ImageRef, read_list(self._fs, self._path, self._source, self._uri_column))
+    def _file(self, uri: str) -> ImageRef | Container | None:
+        """A file that the user has named, by its extension; None if it may be a folder."""
+        name = path_in(uri, uri)
+        refuse_compressed(name)
+        if is_tar(name) or list_format(name) is not None or extension_of(name) == "json":
+            return Container(uri)
+        return self._checked(ImageRef(uri)) if self._wanted.is_image(name) else None
 
-    def _single(self, ref: ImageRef) -> Iterator[ImageRef]:
-        extension = self._extension(self._name)
-        if extension and extension not in self._extensions:
+    def _checked(self, entry: ImageRef | Container) -> ImageRef | Container:
+        if self._wanted.keep_columns and isinstance(entry, ImageRef):
             raise InputError(
-                f"{self._source} is neither a folder, nor a list (.txt, .csv, .tsv, .jsonl, .parquet), nor an image "
-                f"({', '.join(sorted(self._extensions))})"
+                f"{entry.uri} is an image of its own and has no columns to keep; leave keep_columns out, or give a list"
             )
-        yield ref
+        return entry
 
-    @staticmethod
-    def _extension(path: str) -> str:
-        return posixpath.splitext(path)[1].lower().lstrip(".")
+    def _refused(self, uri: str) -> ImageRef:
+        if not extension_of(uri):
+            return ImageRef(uri)
+        raise InputError(
+            f"{uri} is neither a folder, nor a tar, nor a list (.txt, .csv, .tsv, .jsonl, .parquet), nor an image "
+            f"({', '.join(sorted(self._wanted.extensions))})"
+        )
 
 
 def _enter(pattern: GlobPattern | None, folder: str) -> bool:
@@ -247,9 +273,7 @@ def _enter(pattern: GlobPattern | None, folder: str) -> bool:
 
 
 def _is_hidden(relative: str, pattern: GlobPattern | None) -> bool:
-    if pattern is not None and pattern.wants_hidden:
-        return False
-    return relative.startswith(".") or "/." in relative
+    return is_hidden(relative) and not (pattern is not None and pattern.wants_hidden)
 
 
 def _uniform(uri: str) -> float:
@@ -262,33 +286,3 @@ def _check_storable(uri: str) -> None:
         uri.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"the file name {uri!r} is not valid UTF-8 and cannot be stored; rename it") from error
-
-
-def _nearest_name(path: str) -> str:
-    missing = Path(path)
-    while not missing.parent.is_dir():
-        missing = missing.parent
-    try:
-        names = [entry.name for entry in islice(os.scandir(missing.parent), 10_000)]
-    except OSError:
-        return ""
-    close = difflib.get_close_matches(missing.name, names, n=1)
-    return f" (did you mean {missing.parent / close[0]}?)" if close else f" ({missing.parent} exists)"
-
-
-def _why_unreadable(source: str, error: Exception) -> str:
-    failure = store_failure(error)
-    detail = " ".join(str(error).split())[:200] or type(error).__name__
-    place = getattr(error, "filename", None) or source
-    if failure == "not_found":
-        return f"{place} does not exist; check the address"
-    if failure == "forbidden":
-        return f"no permission to read {place}; check the rights of this user or its credentials ({detail})"
-    if failure == "credentials":
-        return (
-            f"no credentials for {source}; set them in the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, "
-            'GOOGLE_APPLICATION_CREDENTIALS ...) or, for a public bucket, storage_options {"s3": {"anon": true}}'
-        )
-    if failure == "unreachable":
-        return f"the store of {source} cannot be reached; check the endpoint and the network ({detail})"
-    return f"{source} cannot be listed: {detail}"

@@ -1,4 +1,4 @@
-"""Every file below a folder, one at a time: local disks, S3, and the other stores that fsspec knows."""
+"""Every file below a folder, one at a time: local disks, and the stores that fsspec knows (S3: `s3_listing.py`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import fsspec
-
-from ovss_ray.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 
@@ -70,31 +68,6 @@ def _sorted_entries(directory: str) -> Iterator[os.DirEntry[str]]:
             yield from sorted(chunk, key=lambda entry: entry.name + "/" if entry.is_dir() else entry.name)
 
 
-def walk_s3(fs: fsspec.AbstractFileSystem, bucket: str, folder: str, prefix: str) -> Iterator[StoredFile]:
-    """List the keys of a bucket page by page (ListObjectsV2); they come sorted and with size and ETag.
-
-    Args:
-        fs: an s3fs file system.
-        folder: what keys are given relative to; "" or ends with a slash.
-        prefix: begins with `folder`; only keys that begin with it are asked for.
-
-    Raises:
-        InputError: there is no such bucket.
-    """
-    position: dict[str, str] = {}
-    while True:
-        try:
-            page: dict[str, Any] = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **position)
-        except FileNotFoundError as error:  # a prefix without keys is no error, so it is the bucket
-            raise InputError(f"the bucket {bucket} does not exist; check its name and the endpoint") from error
-        for item in page.get("Contents", ()):
-            if not item["Key"].endswith("/"):  # the zero-byte keys that consoles create to show a folder
-                yield StoredFile(item["Key"][len(folder) :], item["Size"], _bare_etag(item.get("ETag")))
-        if not page.get("IsTruncated"):
-            return
-        position = {"ContinuationToken": page["NextContinuationToken"]}
-
-
 def s3_folders(fs: fsspec.AbstractFileSystem, bucket: str, folder: str) -> list[str]:
     """The folders right below a folder of a bucket ("" or ending with a slash); the first thousand names there."""
     page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=folder, Delimiter="/")
@@ -111,7 +84,7 @@ def walk_store(fs: fsspec.AbstractFileSystem, root: str, enter: Enter) -> Iterat
             continue
         relative = info["name"][len(root) :].strip("/")
         if info["type"] != "directory":
-            yield StoredFile(relative, info.get("size"), _bare_etag(info.get("etag") or info.get("ETag")))
+            yield StoredFile(relative, info.get("size"), bare_etag(info.get("etag") or info.get("ETag")))
         elif enter(relative):
             stack.append(_sorted_infos(fs, info["name"].rstrip("/")))
 
@@ -123,5 +96,6 @@ def _sorted_infos(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[dict[s
     return (names[name] for name in sorted(names) if name.rstrip("/") != folder)
 
 
-def _bare_etag(etag: object) -> str | None:
+def bare_etag(etag: object) -> str | None:
+    """An ETag as stores give it, without its quotes."""
     return str(etag).strip('"') if etag else None

@@ -244,7 +244,7 @@ def test_an_empty_sample_says_so(tmp_path: Path) -> None:
 
 def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     plant(tmp_path, ("model.safetensors",))
-    with pytest.raises(InputError, match=r"neither a folder, nor a list .* nor an image"):
+    with pytest.raises(InputError, match=r"neither a folder, nor a tar, nor a list .* nor an image"):
         list_images(tmp_path / "model.safetensors")
 
 

@@ -1,0 +1,200 @@
+"""Files that stand for many images: tars, Parquet files with images, lists."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from itertools import groupby
+from threading import Lock
+from typing import BinaryIO, NamedTuple
+from urllib.parse import urlsplit
+
+import fsspec
+
+from ovss_ray.errors import InputError, OvssError
+from ovss_ray.images.explaining import why_unreadable
+from ovss_ray.images.inventory import CurrentObjects, open_inventory_file, parse_inventory
+from ovss_ray.images.kept_columns import check_columns, to_json
+from ovss_ray.images.list_files import find_columns, read_rows
+from ovss_ray.images.members import check_container, tar_uri
+from ovss_ray.images.parquet_images import find_image_column, row_images
+from ovss_ray.images.references import ImageRef, Wanted, extension_of
+from ovss_ray.images.stores import StorageOptions, is_local, open_store, protocol_of
+from ovss_ray.images.tables import Table, list_format, open_parquet, open_text_table
+from ovss_ray.images.tars import READ_AHEAD, SampleFields, TarMember, is_tar, sample_of, tar_members
+from ovss_ray.images.walking import bare_etag
+
+
+class Container(NamedTuple):
+    """A file with many images; size and etag where a listing has told them.
+
+    Attributes:
+        chosen: whether the user has named it, so that a list counts; in folders, only tars and Parquet files with
+            images do.
+    """
+
+    uri: str
+    etag: str | None = None
+    chosen: bool = True
+
+
+class OtherFiles:
+    """Counts files that are no images by their extension; from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str) -> None:
+        """Count a file."""
+        kind = f".{extension}" if (extension := extension_of(name)) else "without extension"
+        with self._lock:
+            if kind in self._counts or len(self._counts) < 1000:
+                self._counts[kind] += 1
+
+    @property
+    def lists(self) -> bool:
+        """Whether there were files among them that are lists if they are named."""
+        return any(list_format(kind) is not None for kind in self._counts)
+
+    def __bool__(self) -> bool:
+        """Whether there were any."""
+        return bool(self._counts)
+
+    def __str__(self) -> str:
+        """How many there were, and what there was most of."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self._counts.most_common(5))
+        return f"{self._counts.total()} other files were seen ({kinds})"
+
+
+def is_hidden(relative: str) -> bool:
+    """Whether a name, or a folder in it, begins with a dot."""
+    name = relative.removeprefix("./")
+    return name.startswith(".") or "/." in name
+
+
+class ContainerReader:
+    """Reads what is in containers, one call per file, in any thread.
+
+    Args:
+        wanted: what counts as an image, and what is kept.
+        storage_options: see `open_store`.
+        other_files: counts what is left out.
+    """
+
+    def __init__(self, wanted: Wanted, storage_options: StorageOptions | None, other_files: OtherFiles) -> None:
+        self._wanted = wanted
+        self._storage_options = storage_options
+        self._other_files = other_files
+
+    def images(self, container: Container) -> Iterator[ImageRef | Container]:
+        """The images in a file in its order; of an inventory, also the containers that it names.
+
+        Raises:
+            InputError: the file cannot be read, or not to its end; after everything before.
+        """
+        try:
+            fs, path = open_store(container.uri, self._storage_options)
+            name = path_in(container.uri, path)
+            if is_tar(name):
+                yield from self._tar(fs, path, container)
+            elif list_format(name) == ".parquet":
+                yield from self._parquet(fs, path, container)
+            elif extension_of(name) == "json":
+                yield from self._inventory(fs, path, container)
+            else:
+                kind = list_format(name) or ".txt"
+                yield from self._list(open_text_table(fs, path, container.uri, kind=kind), container)
+        except OvssError:
+            raise
+        except Exception as error:  # every store raises exceptions of its own, from drivers that may not be installed
+            raise InputError(why_unreadable(container.uri, error)) from error
+
+    def _tar(self, fs: fsspec.AbstractFileSystem, path: str, container: Container) -> Iterator[ImageRef]:
+        check_container(container.uri)
+        buffered = {} if is_local(container.uri) else {"block_size": READ_AHEAD}
+        with fs.open(path, "rb", **buffered) as file:
+            size_bytes = file.seek(0, io.SEEK_END)
+            etag = container.etag or bare_etag(getattr(file, "details", {}).get("ETag"))
+            found = tar_members(file, size_bytes, container.uri, wanted=self._wanted.is_image)
+            members = (member for member in found if not is_hidden(member.name))
+            if self._wanted.keep_columns:
+                yield from self._samples(file, members, container.uri, etag)
+                return
+            for member in members:
+                if self._wanted.is_image(member.name):
+                    yield _tar_image(member, container.uri, etag, None)
+                else:
+                    self._other_files.add(member.name)
+
+    def _samples(
+        self, file: BinaryIO, members: Iterator[TarMember], source: str, etag: str | None
+    ) -> Iterator[ImageRef]:
+        names = self._wanted.keep_columns
+        fields = SampleFields(names)
+        for _, sample in groupby(members, key=lambda member: sample_of(member.name)[0]):
+            images = []
+            for member in sample:
+                if self._wanted.is_image(member.name):
+                    images.append(member)
+                else:
+                    fields.add(file, member, source)
+                    self._other_files.add(member.name)
+            extra = to_json(names, fields.take(), source)
+            yield from (_tar_image(member, source, etag, extra) for member in images)
+        check_columns(names, list(fields.seen), source)
+
+    def _parquet(
+        self, fs: fsspec.AbstractFileSystem, path: str, container: Container
+    ) -> Iterator[ImageRef | Container]:
+        with open_parquet(fs, path, container.uri) as table:
+            column = find_image_column(table.schema, container.uri, self._wanted)
+            if column is not None:
+                check_container(container.uri)
+                yield from row_images(table, column, container.uri, container.etag, self._wanted)
+            elif container.chosen:
+                yield from self._rows(table, container.uri)
+            else:
+                self._other_files.add(path)
+
+    def _list(self, opened: AbstractContextManager[Table], container: Container) -> Iterator[ImageRef | Container]:
+        with opened as table:
+            yield from self._rows(table, container.uri)
+
+    def _inventory(
+        self, fs: fsspec.AbstractFileSystem, path: str, container: Container
+    ) -> Iterator[ImageRef | Container]:
+        inventory = parse_inventory(fs.cat_file(path), container.uri)
+        for uri in inventory.files:
+            store, place = open_store(uri, self._storage_options)
+            with open_inventory_file(store, place, uri, inventory) as table:
+                yield from self._rows(CurrentObjects(table, inventory), uri)
+
+    def _rows(self, table: Table, source: str) -> Iterator[ImageRef | Container]:
+        columns = find_columns(table.columns, source, self._wanted)
+        refs = read_rows(table, columns, source)
+        if not columns.is_inventory:
+            return refs
+        keys = ((ref.uri.partition("://")[2], ref) for ref in refs)
+        objects = (self.classified(key, ref) for key, ref in keys if not is_hidden(key))
+        return (found for found in objects if found is not None)
+
+    def classified(self, name: str, ref: ImageRef) -> ImageRef | Container | None:
+        """What an object of a listing is, by its name: an image, a container, or neither, which is counted."""
+        if self._wanted.is_image(name):
+            return ref
+        if is_tar(name) or list_format(name) == ".parquet":
+            return Container(ref.uri, ref.etag, chosen=False)
+        self._other_files.add(name)
+        return None
+
+
+def path_in(uri: str, path: str) -> str:
+    """The path of a URI without the query that web addresses may have."""
+    return urlsplit(path).path if protocol_of(uri) in ("http", "https") else path
+
+
+def _tar_image(member: TarMember, tar: str, etag: str | None, extra: str | None) -> ImageRef:
+    return ImageRef(tar_uri(member.name, tar), member.size_bytes, etag, member.offset, extra)

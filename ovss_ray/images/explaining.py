@@ -1,0 +1,44 @@
+"""Why a source of images cannot be listed, in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from itertools import islice
+from pathlib import Path
+
+from ovss_ray.images.stores import store_failure
+
+
+def nearest_name(path: str) -> str:
+    """The end of a sentence about a local path that does not exist: what is there instead."""
+    missing = Path(path)
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    try:
+        names = [entry.name for entry in islice(os.scandir(missing.parent), 10_000)]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(missing.name, names, n=1)
+    return f" (did you mean {missing.parent / close[0]}?)" if close else f" ({missing.parent} exists)"
+
+
+def why_unreadable(source: str, error: Exception) -> str:
+    """What an exception of any store means for somebody who wants to list `source`."""
+    failure = store_failure(error)
+    detail = " ".join(str(error).split())[:200] or type(error).__name__
+    place = getattr(error, "filename", None) or source
+    if failure == "not_found":
+        return f"{place} does not exist; check the address"
+    if failure == "forbidden":
+        return f"no permission to read {place}; check the rights of this user or its credentials ({detail})"
+    if failure == "credentials":
+        return (
+            f"no credentials for {source}; set them in the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, "
+            'GOOGLE_APPLICATION_CREDENTIALS ...) or, for a public bucket, storage_options {"s3": {"anon": true}}'
+        )
+    if failure == "unreachable":
+        return f"the store of {source} cannot be reached; check the endpoint and the network ({detail})"
+    if isinstance(error, ValueError) and "range requests" in detail:
+        return f"the server of {source} knows no byte ranges, which images inside a file need; download it first"
+    return f"{source} cannot be listed: {detail}"

@@ -1,0 +1,164 @@
+"""Images out of Parquet files, a row group at a time: the group is read once and kept for its neighbours."""
+
+from __future__ import annotations
+
+import io
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from ovss_ray.errors import ImageError
+
+KEPT_BYTES = 512 << 20
+_FOOTER_BYTES = 1 << 20  # what a footer in memory is reckoned at
+
+
+class Cell(NamedTuple):
+    """An image in a Parquet file: its bytes, or the path that the row names instead, or neither."""
+
+    data: bytes | None
+    path: str | None
+
+
+class RowGroups:
+    """Reads cells; one instance serves many threads, and threads that want the same row group wait for one read.
+
+    Args:
+        open_file: how to open a Parquet file for random access, by its address.
+        kept_bytes: row groups and footers that are kept, the latest used; one group is always allowed, however large.
+    """
+
+    def __init__(self, open_file: Callable[[str], Callable[[], Any]], kept_bytes: int = KEPT_BYTES) -> None:
+        self._open_file = open_file
+        self._kept = _SharedReads(kept_bytes)
+
+    def cell(self, file: str, column: str, row: int) -> Cell:
+        """The image in a row, counted from 0.
+
+        Raises:
+            ImageError: `not_found`, if the file has no such row or column (any more); `corrupt`, if it is damaged.
+            OSError: and whatever else the store raises.
+        """
+        import pyarrow as pa
+
+        try:
+            opened: _OpenedFile = self._kept.get(file, lambda: (_opened(self._open_file(file)), _FOOTER_BYTES))
+            if not 0 <= row < opened.starts[-1] or column not in opened.columns:
+                raise ImageError("not_found", f"the Parquet file has no row {row} in a column {column!r} (any more)")
+            group = bisect_right(opened.starts, row) - 1
+            values = self._kept.get((file, column, group), lambda: _values(opened, column, group))
+            value = values[row - opened.starts[group]].as_py()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ImageError("corrupt", f"the Parquet file cannot be read: {error}") from error
+        return Cell(value["bytes"], value.get("path")) if isinstance(value, dict) else Cell(value, None)
+
+
+class _OpenedFile(NamedTuple):
+    open: Callable[[], Any]
+    footer: Any
+    columns: frozenset[str]
+    starts: list[int]  # the first row of each row group, and the number of rows
+
+
+def _opened(open_file: Callable[[], Any]) -> _OpenedFile:
+    import pyarrow.parquet as pq
+
+    with open_file() as source:
+        footer = pq.read_metadata(source)
+    rows = (footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+    columns = frozenset(footer.schema.to_arrow_schema().names)
+    return _OpenedFile(open_file, footer, columns, list(accumulate(rows, initial=0)))
+
+
+def _values(opened: _OpenedFile, column: str, group: int) -> tuple[Any, int]:
+    import pyarrow.parquet as pq
+
+    with opened.open() as source:
+        table = pq.ParquetFile(source, metadata=opened.footer, pre_buffer=True)
+        values = table.read_row_group(group, columns=[column], use_threads=False).column(column)
+    return values, values.nbytes
+
+
+class _SharedReads:
+    """Values by key, each read once by the first thread that asks; the longest unused go when there are too many."""
+
+    def __init__(self, kept_bytes: int) -> None:
+        self._kept_bytes = kept_bytes
+        self._lock = threading.Lock()
+        self._futures: OrderedDict[Hashable, Future[Any]] = OrderedDict()
+        self._sizes: dict[Hashable, int] = {}
+
+    def get(self, key: Hashable, read: Callable[[], tuple[Any, int]]) -> Any:
+        """The value of a key; `read` returns it with its size in bytes. A failed read is not remembered."""
+        with self._lock:
+            future = self._futures.get(key)
+            reads = future is None
+            if future is None:
+                future = self._futures[key] = Future()
+            self._futures.move_to_end(key)
+        if reads:
+            try:
+                value, size_bytes = read()
+            except BaseException as error:
+                with self._lock:
+                    del self._futures[key]
+                future.set_exception(error)
+                raise
+            future.set_result(value)
+            with self._lock:
+                self._sizes[key] = size_bytes
+                self._forget_the_oldest(key)
+        return future.result()
+
+    def _forget_the_oldest(self, latest: Hashable) -> None:
+        total = sum(self._sizes.values())
+        for key in [key for key in self._futures if key in self._sizes and key != latest]:
+            if total <= self._kept_bytes:
+                return
+            total -= self._sizes.pop(key)
+            del self._futures[key]
+
+
+class RangeFile(io.RawIOBase):
+    """A file that is read by byte ranges, each of them one call.
+
+    Args:
+        read_range: the bytes from a start up to an end, both inside the file.
+        size_bytes: the length of the file.
+    """
+
+    def __init__(self, read_range: Callable[[int, int], bytes], size_bytes: int) -> None:
+        self._read_range = read_range
+        self._size_bytes = size_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move, as in any file."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
+        self._position = origin + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Read from the position on; fewer bytes only at the end."""
+        end = self._size_bytes if size < 0 else min(self._position + size, self._size_bytes)
+        if end <= self._position:
+            return b""
+        data = self._read_range(self._position, end)
+        self._position += len(data)
+        return data

@@ -1,0 +1,222 @@
+"""Files with one row per image, read row by row: text, CSV, TSV, JSON lines and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import Any, BinaryIO, Protocol
+
+import fsspec
+
+from ovss_ray.errors import InputError
+from ovss_ray.images.stores import protocol_of
+
+Row = tuple[Any, ...]
+
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_PARQUET_ROWS = 16_384
+_ROWS_LOOKED_AT = 1000  # rows of JSON lines that tell which fields there are
+
+
+class Table(Protocol):
+    """Rows of named columns; `rows` may be called once."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The names, as the file spells them."""
+
+    def rows(self, names: Sequence[str]) -> Iterator[Row]:
+        """The values of these columns, row by row; None where a row has none."""
+
+    def other_kind(self, name: str) -> str | None:
+        """What a column holds if it is known to be something else than text, else None."""
+
+
+class _UntypedTable:
+    def other_kind(self, _name: str) -> str | None:
+        return None
+
+
+def list_format(path: str) -> str | None:
+    """The format of a list by its name (".txt", ".csv", ...; `.csv.gz` is a ".csv"), or None if it is not a list."""
+    stem, suffix = posixpath.splitext(path.lower())
+    if suffix in _COMPRESSIONS:
+        suffix = posixpath.splitext(stem)[1]
+    return suffix if suffix in _TEXT_TABLES or suffix == ".parquet" else None
+
+
+@contextmanager
+def open_text_table(
+    fs: fsspec.AbstractFileSystem, path: str, source: str, *, kind: str, columns: Sequence[str] | None = None
+) -> Iterator[Table]:
+    """Open a text, CSV, TSV or JSON lines file, compressed or not, as a table.
+
+    Args:
+        fs: the store the file is in.
+        path: its path inside that store.
+        source: its address, for messages.
+        kind: its format, as `list_format` gives it.
+        columns: the names of the columns of a CSV file without a header.
+
+    Raises:
+        InputError: inside the context: not UTF-8, not of this format.
+    """
+    # Web servers often know no byte ranges: block_size=0 streams the body instead.
+    streamed = {"block_size": 0} if protocol_of(source) in ("http", "https") else {}
+    try:
+        with (
+            fs.open(path, "rb", compression="infer", **streamed) as file,
+            io.TextIOWrapper(_buffered(file), encoding="utf-8-sig", newline="") as lines,
+        ):
+            yield _Delimited(lines, ",", columns) if columns is not None else _TEXT_TABLES[kind](lines)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not UTF-8 text ({error.reason}); save the list as UTF-8") from error
+    except (csv.Error, EOFError) as error:
+        raise InputError(f"{source} cannot be read as a list: {error}") from error
+
+
+@contextmanager
+def open_parquet(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Iterator[ParquetTable]:
+    """Open a Parquet file as a table; only its footer is read until rows are asked for.
+
+    Raises:
+        InputError: inside the context: damaged, or not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with _seekable(fs, path, source) as file:
+            yield ParquetTable(pq.ParquetFile(file, pre_buffer=True))
+    except pa.ArrowException as error:
+        raise InputError(f"{source} cannot be read as Parquet: {error}") from error
+
+
+def _buffered(file: Any) -> BinaryIO:
+    """The streams of some drivers lack what a text wrapper asks of a file; all of them can read."""
+
+    class Raw(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            data = file.read(len(buffer))
+            buffer[: len(data)] = data
+            return len(data)
+
+    return io.BufferedReader(Raw(), 1 << 20)
+
+
+@contextmanager
+def _seekable(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Iterator[Any]:
+    whole = protocol_of(source) in ("http", "https") and not fs.info(path).get("partial")
+    if not whole:
+        with fs.open(path, "rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        with fs.open(path, "rb", block_size=0) as file:
+            shutil.copyfileobj(file, copy)
+        yield copy
+
+
+class _PlainLines(_UntypedTable):
+    columns = ("uri",)
+
+    def __init__(self, lines: io.TextIOBase) -> None:
+        self._lines = lines
+
+    def rows(self, names: Sequence[str]) -> Iterator[Row]:
+        for line in self._lines:
+            value = line.strip()
+            if value and not value.startswith("#"):
+                yield (value,) * len(names)
+
+
+class _Delimited(_UntypedTable):
+    def __init__(self, lines: io.TextIOBase, delimiter: str = ",", columns: Sequence[str] | None = None) -> None:
+        self._reader = csv.reader(lines, delimiter=delimiter)
+        self.columns = next(self._reader, []) if columns is None else columns
+
+    def rows(self, names: Sequence[str]) -> Iterator[Row]:
+        positions = [self.columns.index(name) for name in names]
+        for row in self._reader:
+            if row:  # not a blank line
+                yield tuple(row[position] if position < len(row) else None for position in positions)
+
+
+def _tab_separated(lines: io.TextIOBase) -> _Delimited:
+    return _Delimited(lines, "\t")
+
+
+class _JsonLines(_UntypedTable):
+    def __init__(self, lines: io.TextIOBase) -> None:
+        objects = self._objects(lines)
+        first = list(islice(objects, _ROWS_LOOKED_AT))
+        self.columns = list(dict.fromkeys(name for row in first for name in row))
+        self._rows = chain(first, objects)
+
+    @staticmethod
+    def _objects(lines: io.TextIOBase) -> Iterator[Mapping[str, Any]]:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"line {number} of the list is not JSON ({error}); write one object a line") from error
+            if not isinstance(row, Mapping):
+                raise InputError(f"line {number} of the list is not a JSON object; write one object a line")
+            yield row
+
+    def rows(self, names: Sequence[str]) -> Iterator[Row]:
+        return (tuple(map(row.get, names)) for row in self._rows)
+
+
+class ParquetTable:
+    """A Parquet file as a table.
+
+    Attributes:
+        file: the open `pyarrow.parquet.ParquetFile`.
+        schema: its Arrow schema.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.schema = file.schema_arrow
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The names of the top-level columns."""
+        names: Sequence[str] = self.schema.names
+        return names
+
+    def other_kind(self, name: str) -> str | None:
+        """The type of a column that is not text."""
+        import pyarrow as pa
+
+        kind = self.schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return None if pa.types.is_string(kind) or pa.types.is_large_string(kind) else str(kind)
+
+    def rows(self, names: Sequence[str]) -> Iterator[Row]:
+        """The values of these columns as Python objects; nested ones as lists and dicts."""
+        for batch in self.file.iter_batches(_PARQUET_ROWS, columns=list(names)):
+            by_name = dict(zip(batch.schema.names, batch.columns, strict=True))
+            yield from zip(*(by_name[name].to_pylist() for name in names), strict=True)
+
+
+_TEXT_TABLES: dict[str, Any] = {
+    ".txt": _PlainLines,
+    ".csv": _Delimited,
+    ".tsv": _tab_separated,
+    ".jsonl": _JsonLines,
+    ".ndjson": _JsonLines,
+}
