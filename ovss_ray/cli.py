@@ -45,7 +45,7 @@ err = Console(stderr=True)
 _PANELS = {
     "What to label with": ("classes", "background", "templates"),
     "Method": ("method", "settings", "clip", "device", "dtype"),
-    "Images": ("extensions", "uri_column", "limit", "sample", "max_pixels"),
+    "Images": ("extensions", "uri_column", "image_column", "keep_columns", "limit", "sample", "max_pixels"),
     "Output": ("label_map", "shard_size"),
     "Engine": ("engine", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker", "batch_size",
                "fetch_concurrency", "fetch_attempts", "fetch_timeout_s", "prefetch_mib", "decode_threads",

@@ -28,7 +28,8 @@ class JobSpec(BaseModel):
 
     input: str = Field(
         min_length=1,
-        description="Images: a folder (searched recursively), a glob, or a .txt/.csv/.jsonl/.parquet list of URIs; "
+        description="Images: a folder (searched recursively), a glob, WebDataset tars (train-{000..499}.tar), Parquet "
+        "files with image bytes, a .txt/.csv/.jsonl/.parquet list of URIs, or the manifest.json of an S3 Inventory; "
         "local, s3://, gs://, az:// or http(s)://.",
     )
     run: str = Field(
@@ -70,6 +71,14 @@ class JobSpec(BaseModel):
     )
     uri_column: str | None = Field(
         default=None, description="Column of a .csv/.jsonl/.parquet list that holds the URIs."
+    )
+    image_column: str | None = Field(
+        default=None, description="Column of Parquet files that holds the bytes of images; by default it is looked for."
+    )
+    keep_columns: tuple[str, ...] = Field(
+        default=(),
+        description="Columns of a list or of Parquet files, or fields of WebDataset samples, that are kept with each "
+        "image in the column `extra`: caption,license.",
     )
     limit: int | None = Field(default=None, ge=1, description="Label only the first N images.")
     sample: float | None = Field(
@@ -132,6 +141,12 @@ class JobSpec(BaseModel):
         if isinstance(value, float) and value < 0:
             raise ValueError("must not be negative, or auto")
         return value
+
+    @field_validator("keep_columns", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        return tuple(name for item in names if (name := str(item).strip())) if isinstance(names, Iterable) else value
 
     @field_validator("extensions", mode="before")
     @classmethod

@@ -130,6 +130,8 @@ def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifes
         limit=spec.limit,
         sample=spec.sample,
         uri_column=spec.uri_column,
+        image_column=spec.image_column,
+        keep_columns=spec.keep_columns,
         storage_options=spec.storage_options,
     )
     shard_size = spec.shard_size

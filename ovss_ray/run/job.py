@@ -98,6 +98,8 @@ def identity(resolved: ResolvedSpec, manifest: Manifest) -> dict[str, Any]:
             "place": spec.input,
             "extensions": list(spec.extensions),
             "uri_column": spec.uri_column,
+            "image_column": spec.image_column,
+            "keep_columns": list(spec.keep_columns),
             "limit": spec.limit,
             "sample": spec.sample,
             "manifest": manifest.digest,

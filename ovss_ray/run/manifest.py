@@ -201,7 +201,7 @@ def _batched(images: Iterable[tuple[int, ImageRef]], size: int) -> Iterator[list
 
 def _identity(image: tuple[int, ImageRef]) -> str:
     _, ref = image
-    return f"{ref.uri}\t{ref.size_bytes}\t{ref.etag}\t{ref.offset}\n"
+    return f"{ref.uri}\t{ref.size_bytes}\t{ref.etag}\t{ref.offset}\t{ref.extra}\n"
 
 
 def _table(group: list[tuple[int, ImageRef]], schema: pa.Schema) -> pa.Table:

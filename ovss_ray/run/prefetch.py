@@ -94,7 +94,7 @@ class ImageLoader:
     def _load(self, row: ManifestRow) -> LoadedImage:
         try:
             start = time.perf_counter()
-            data = self._fetcher.fetch(row.uri, size_bytes=row.size_bytes)
+            data = self._fetcher.fetch(row.uri, size_bytes=row.size_bytes, offset=row.offset)
             self._stats.add_seconds("fetch", time.perf_counter() - start)
             # A thread that waits here fetches nothing meanwhile: a slow decoder holds the fetching back.
             with self._decode_slots:
