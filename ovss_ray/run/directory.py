@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,7 @@ _FINAL_ERRNOS = {
     errno.EROFS: "mount it writable, or use another place",
     errno.EACCES: "check the permissions",
     errno.EPERM: "check the permissions",
+    errno.ENOTSUP: "use another disk or an object store",
 }
 
 
@@ -81,7 +84,7 @@ class RunDirectory:
             self._files = LocalFiles(self.path(".tmp"))
         else:
             once, _ = self._open(requests=1)
-            self._files = StoredFiles(once, self.path(".tmp"), conditional_put=conditional_put)
+            self._files = StoredFiles(once, conditional_put=conditional_put)
 
     def _open(self, requests: int) -> tuple[Any, str]:
         return open_bounded(self.uri, self.storage_options or {}, requests=requests, timeout_s=_TIMEOUT_S)
@@ -150,9 +153,11 @@ class RunDirectory:
                     for folder in ("manifest", "shards"):
                         Path(self.path(folder)).mkdir(parents=True, exist_ok=True)
                 self.sweep()
-                self._persist(".tmp", self._files.probe)
+                self._probe()
         except OSError as error:
-            raise InputError(f"the run directory {self.uri} cannot be written: {_reason(error)}") from error
+            raise InputError(
+                f"the run directory {self.uri} cannot be written: {_reason(error)}; {_what_to_do(error)}"
+            ) from error
 
     def sweep(self) -> None:
         """Remove temporary files; a writer that loses its temporary to another process's sweep writes it again."""
@@ -195,6 +200,19 @@ class RunDirectory:
         except FileNotFoundError:
             return []
         return sorted(f"{folder}/{name.rsplit('/', 1)[-1]}" for name in found)
+
+    def _probe(self) -> None:
+        name = f".tmp/probe-{uuid.uuid4().hex}"
+        try:
+            self._persist(name, lambda: self._files.probe(self.path(name)))
+        except Exception:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                self._files.remove(self.path(name))
+            raise
+        try:
+            self._persist(name, lambda: self._files.remove(self.path(name)))
+        except PermissionError:
+            log.warning("%s/%s cannot be removed without permission to delete; it does no harm", self.uri, name)
 
     def _reading(self, name: str, operation: Callable[[], T], attempts: int = READ_ATTEMPTS) -> T:
         with explained(f"{self.uri}/{name}"):

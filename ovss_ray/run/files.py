@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import socket
 import uuid
@@ -16,8 +15,6 @@ import fsspec
 
 from ovss_ray.images.drivers import call_within
 from ovss_ray.images.stores import answered_status
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -54,8 +51,8 @@ class Files(Protocol):
         """Remove a file if it exists."""
         ...
 
-    def probe(self) -> None:
-        """Write something and remove it, to find out what can be done here."""
+    def probe(self, path: str) -> None:
+        """Write a file to find out what can be done here; it may stay, and a second call with it is harmless."""
         ...
 
 
@@ -83,20 +80,17 @@ class LocalFiles:
 
     def remove(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)
+        if Path(path).parent == self._temporaries:
+            with contextlib.suppress(OSError):
+                self._temporaries.rmdir()  # unless another process is writing there
 
-    def probe(self) -> None:
+    def probe(self, path: str) -> None:
         """As in `Files`.
 
         Raises:
             OSError: nothing can be written here, or the file system has no hard links.
         """
-        linked = self._temporaries / f"probe-{uuid.uuid4().hex}"
-        try:
-            self._write_temporary(b"", lambda temporary: _probe_link(temporary, linked))
-        finally:
-            linked.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self._temporaries.rmdir()  # unless another process is writing there
+        self._write_temporary(b"", lambda temporary: _probe_link(temporary, path))
 
     def _write_temporary(self, data: bytes, publish: Callable[[Path], T]) -> T:
         for attempt in range(1, _REWRITES + 1):
@@ -124,13 +118,11 @@ class StoredFiles:
 
     Args:
         fs: the store; its driver should not try a failed request again, as the caller does.
-        probes: an address that `probe` may write below.
         conditional_put: whether the store honours "create only if absent"; `probe` finds out.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, probes: str, *, conditional_put: bool = True) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, *, conditional_put: bool = True) -> None:
         self._fs = fs
-        self._probes = probes
         self.conditional_put = conditional_put
 
     def exists(self, path: str) -> bool:
@@ -165,27 +157,20 @@ class StoredFiles:
         with contextlib.suppress(FileNotFoundError):
             self._call("rm_file", path)
 
-    def probe(self) -> None:
+    def probe(self, path: str) -> None:
         """As in `Files`; sets `conditional_put`."""
-        probe = f"{self._probes}/probe-{uuid.uuid4().hex}"
-        try:
-            self.conditional_put = self._honours_condition(probe)
-        finally:
-            try:
-                self.remove(probe)
-            except PermissionError:
-                log.warning("%s cannot be removed without permission to delete; it does no harm", probe)
+        self.conditional_put = self._honours_condition(path)
 
-    def _honours_condition(self, probe: str) -> bool:
+    def _honours_condition(self, path: str) -> bool:
         for data in (b"first", b"second"):
             try:
-                self._put(probe, data, mode="create")
+                self._put(path, data, mode="create")
             except Exception as error:
                 if _lost_race(error):
                     return True
                 if not _not_implemented(error):
                     raise
-                self.replace(probe, data)  # raises if it was not the condition that the store refuses
+                self.replace(path, data)  # raises if it was not the condition that the store refuses
                 return False
         return False
 
@@ -193,7 +178,7 @@ class StoredFiles:
         try:
             return self._call("size", path) == len(data) and self.read(path) == data
         except FileNotFoundError:
-            return False
+            raise OSError(errno.EBUSY, "the store says that the file exists, but it is not there") from None
 
     def _put(self, path: str, data: bytes, **options: str) -> None:
         call_within(self._fs, _REQUEST_S + len(data) / _SLOWEST_UPLOAD, "pipe_file", path, data, **options)
@@ -211,14 +196,15 @@ def _link(temporary: Path, path: str) -> bool:
     return True
 
 
-def _probe_link(temporary: Path, linked: Path) -> None:
+def _probe_link(temporary: Path, path: str) -> None:
     try:
-        os.link(temporary, linked)
+        os.link(temporary, path)
+    except FileExistsError:
+        return
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        reason = "its file system has no hard links; use another disk or an object store"
-        raise OSError(errno.ENOTSUP, reason) from error
+        raise OSError(errno.ENOTSUP, "its file system has no hard links") from None
 
 
 def _lost_race(error: Exception) -> bool:
