@@ -49,7 +49,7 @@ _PANELS = {
     "Output": ("label_map", "shard_size"),
     "Engine": ("engine", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker", "batch_size",
                "fetch_concurrency", "fetch_attempts", "fetch_timeout_s", "prefetch_mib", "decode_threads",
-               "max_shard_attempts"),
+               "max_shard_attempts", "batch_timeout_s", "max_failed_fraction"),
 }  # fmt: skip
 
 

@@ -123,6 +123,18 @@ class JobSpec(BaseModel):
     max_shard_attempts: int = Field(
         default=3, ge=1, description="Times that a shard may fail before the run stops with its reason."
     )
+    batch_timeout_s: float | Auto = Field(
+        default="auto",
+        description="A micro-batch that takes longer than this, and than twenty average ones, counts as hanging: "
+        "its worker is replaced; auto is 120 on a GPU, 900 without.",
+    )
+    max_failed_fraction: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="The run stops when more than this fraction of its images fail, first judged as a fraction of the "
+        "first thousand; 1 never stops.",
+    )
     storage_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="fsspec options per protocol, e.g. {s3: {endpoint_url: ...}}; never written to the run directory.",
@@ -133,6 +145,13 @@ class JobSpec(BaseModel):
     def _positive_or_auto(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
             raise ValueError("must be at least 1, or auto")
+        return value
+
+    @field_validator("batch_timeout_s")
+    @classmethod
+    def _above_zero_or_auto(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and value <= 0:
+            raise ValueError("must be above 0, or auto")
         return value
 
     @field_validator("gpus_per_worker", "cpus_per_worker")

@@ -8,7 +8,6 @@ import logging
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -20,24 +19,32 @@ from ovss_ray.images.listing import list_images
 from ovss_ray.images.stores import explained
 from ovss_ray.labels.additions import read_additions
 from ovss_ray.labels.layout import FORMAT_VERSION, RUN_FILE, Manifest
+from ovss_ray.run.breaker import too_many_failures
+from ovss_ray.run.crashed import crashed_images, remember_crashed
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.engines import open_engine
-from ovss_ray.run.job import LabellingJob, ResolvedSpec, resolve, run_record, settled_shards, take_over
-from ovss_ray.run.manifest import choose_shard_size, write_manifest
-from ovss_ray.run.pool import Engine, PoolEvent, ShardReported, TextEncoded, WorkerLoaded, WorkerPool
-from ovss_ray.run.progress import Progress, Reporter, SilentReporter
-from ovss_ray.run.scheduler import (
+from ovss_ray.run.events import (
     Assign,
     Decision,
     Event,
-    Scheduler,
+    LoadWorker,
+    MarkCrashed,
+    SetGpuAside,
     ShardDone,
+    ShardFailed,
+    ShardOverdue,
     StartWorker,
     StopRun,
     StopWorker,
     WorkerDied,
     WorkerFailedToStart,
 )
+from ovss_ray.run.job import LabellingJob, ResolvedSpec, resolve, run_record, settled_shards, take_over
+from ovss_ray.run.manifest import choose_shard_size, write_manifest
+from ovss_ray.run.pool import Engine, PoolEvent, ShardReported, TextEncoded, WorkerLoaded, WorkerPool
+from ovss_ray.run.progress import Progress, Reporter, SilentReporter
+from ovss_ray.run.scheduler import Scheduler
+from ovss_ray.run.stragglers import ShardClock
 from ovss_ray.run.summary import RunSummary, summarise_run
 from ovss_ray.run.text import load_text, save_text
 from ovss_ray.segmenters import resolve_dtype
@@ -48,6 +55,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 FINISH_SHARDS_S = 30.0  # how long shards in flight may still take after the first Ctrl-C
+BATCH_TIMEOUT_S = {"cuda": 120.0, "cpu": 900.0}
 
 
 class RunInterrupted(OvssError):  # noqa: N818 (not an error of the run)
@@ -185,11 +193,16 @@ class _Session:
         self._text = load_text(directory, job.vocabulary)
         self._encoder: str | None = None
         self._loaded: list[str] = []  # workers that wait for the text
-        self._pool = WorkerPool(engine, job)
+        self._clock = ShardClock()
+        timeout_s = job.spec.batch_timeout_s
+        self._pool = WorkerPool(
+            engine, job, batch_timeout_s=BATCH_TIMEOUT_S[engine.device] if timeout_s == "auto" else timeout_s
+        )
         self._scheduler = Scheduler(
             (shard for shard in range(manifest.shards) if shard not in done),
             remaining=manifest.shards - len(done),
-            workers=engine.workers,
+            workers=engine.capacity(),
+            crashed=crashed_images(directory),
             max_shard_attempts=job.spec.max_shard_attempts,
         )
         self.progress = Progress(
@@ -207,6 +220,7 @@ class _Session:
                         self._take(event)
                     self.progress.observe(self._pool.progress())
                     self._reporter.update(self.progress)
+                    self._look_after()
             finally:
                 self._pool.close()
         if self._scheduler.remaining:
@@ -225,6 +239,20 @@ class _Session:
         overdue = time.monotonic() - stop.since > FINISH_SHARDS_S
         return stop.count > 1 or overdue or not self._scheduler.in_flight
 
+    def _look_after(self) -> None:
+        """What no event tells: shards that take long, and failures that add up."""
+        for shard in self._clock.overdue(time.monotonic()):
+            self._tell(ShardOverdue(shard))
+        progress = self.progress
+        reason = too_many_failures(
+            progress.reasons,
+            seen=progress.images_now,
+            images=progress.images - progress.images_before,
+            max_failed_fraction=self._job.spec.max_failed_fraction,
+        )
+        if reason is not None:
+            raise self._stopped(reason)
+
     def _take(self, event: PoolEvent) -> None:
         match event:
             case WorkerLoaded():
@@ -236,9 +264,23 @@ class _Session:
                 self._text = save_text(self._directory, event.text)
                 self._hand_out_text()
             case ShardReported():
-                self.progress.shard_done(event.worker, Counter(event.report.statuses))
-                self._tell(ShardDone(event.worker, event.report.shard))
+                report = event.report
+                self._clock.finished(event.worker, report.shard, time.monotonic())
+                self.progress.shard_done(
+                    event.worker,
+                    report.statuses,
+                    report.failures,
+                    labelled=report.created or bool(report.bytes_written),
+                    counts=self._scheduler.is_open(report.shard),
+                )
+                self._tell(ShardDone(event.worker, report.shard))
+            case ShardFailed():
+                self._clock.finished(event.worker, event.shard, time.monotonic())
+                self._tell(event)
             case WorkerFailedToStart() | WorkerDied():
+                self._clock.gone(event.worker)
+                if event.worker in self._loaded:
+                    self._loaded.remove(event.worker)
                 if event.worker == self._encoder:
                     self._encoder = None
                     self._hand_out_text()
@@ -264,16 +306,28 @@ class _Session:
             match decision:
                 case StartWorker():
                     self._pool.start(decision.worker)
+                case LoadWorker():
+                    self._pool.load(decision.worker)
                 case Assign():
-                    self._pool.assign(decision.worker, decision.shard, decision.attempt)
+                    self._clock.assigned(decision.worker, decision.task.shard, time.monotonic())
+                    self._pool.assign(decision.worker, decision.task)
                 case StopWorker():
+                    self._clock.gone(decision.worker)
                     self._pool.stop(decision.worker)
+                case MarkCrashed(image):
+                    log.warning("image %d of shard %d ends its worker: %s", image.image_id, image.shard, image.reason)
+                    remember_crashed(self._directory, image)
+                case SetGpuAside():
+                    self._reporter.message(f"GPU {decision.gpu} is set aside, workers fail on it: {decision.reason}")
                 case StopRun():
-                    done = self.progress.shards - self._scheduler.remaining
-                    raise RunFailedError(
-                        f"{decision.reason}\n{done} of {self.progress.shards} shards are finished and kept; "
-                        "the same command continues once the cause is removed"
-                    )
+                    raise self._stopped(decision.reason)
+
+    def _stopped(self, reason: str) -> RunFailedError:
+        done = self.progress.shards - self._scheduler.remaining
+        return RunFailedError(
+            f"{reason}\n{done} of {self.progress.shards} shards are finished and kept; "
+            "the same command continues once the cause is removed"
+        )
 
 
 class _StopSignal:

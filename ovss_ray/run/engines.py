@@ -9,7 +9,7 @@ from typing import Any
 
 from ovss_ray.errors import RunFailedError, SettingError
 from ovss_ray.run.job import LabellingJob
-from ovss_ray.run.pool import Engine, WorkerGoneError, WorkerHandle
+from ovss_ray.run.pool import Engine, Place, WorkerGoneError, WorkerHandle
 from ovss_ray.run.worker import Worker
 from ovss_ray.spec import JobSpec
 
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 SHARDS_PER_WORKER = 2  # one on the device, one being fetched or written
 CPUS_PER_CPU_WORKER = 4
+NODE_DIED = "its node has died"  # Ray says so in words only
 
 
 def open_engine(spec: JobSpec) -> Engine:
@@ -32,15 +33,22 @@ def open_engine(spec: JobSpec) -> Engine:
 class LocalEngine:
     """One worker in this process: no isolation, but a debugger and a profiler can follow it."""
 
+    isolates = False
+
     def __init__(self, spec: JobSpec) -> None:
         import torch
 
-        self.workers = 1
         self.device = "cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu"
         if spec.device == "cuda" and self.device == "cpu":
             raise SettingError("device = 'cuda': this machine has no GPU that PyTorch can use")
         cores = os.cpu_count() or 1
         self._cpus = cores if spec.cpus_per_worker == "auto" else max(int(spec.cpus_per_worker), 1)
+
+    def capacity(self) -> int:
+        return 1
+
+    def leaving_nodes(self) -> set[str]:
+        return set()
 
     def launch(self, job: LabellingJob) -> WorkerHandle:
         return _LocalWorker(job, self._cpus)
@@ -57,6 +65,11 @@ class _LocalWorker:
         self._threads = ThreadPoolExecutor(SHARDS_PER_WORKER + 1, thread_name_prefix="worker")
         self._worker = self._threads.submit(Worker, job, cpus=cpus)
 
+    def place(self) -> Future[Place]:
+        placed: Future[Place] = Future()
+        placed.set_result(Place("local"))
+        return placed
+
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         return self._threads.submit(lambda: getattr(self._worker.result(), method)(*arguments))
 
@@ -67,9 +80,12 @@ class _LocalWorker:
 class RayEngine:
     """Ray actors, each with its share of the cluster's GPUs or CPUs."""
 
+    isolates = True
+
     def __init__(self, spec: JobSpec) -> None:
         import ray
 
+        self._spec = spec
         self._started_here = not ray.is_initialized()
         if self._started_here:
             _connect(spec.ray_address)
@@ -80,41 +96,53 @@ class RayEngine:
             raise
 
     def _allot(self, spec: JobSpec) -> None:
-        import ray
-
-        total = ray.cluster_resources()
-        cpus, gpus = int(total.get("CPU", 1)), total.get("GPU", 0.0)
+        cpus, gpus = _resources()
         if spec.gpus_per_worker == "auto":
             self._gpus_each = 1.0 if gpus and spec.device != "cpu" else 0.0
         else:
             self._gpus_each = spec.gpus_per_worker
         if self._gpus_each > gpus:
-            raise SettingError(f"gpus_per_worker = {self._gpus_each:g}: the Ray cluster has {gpus:g} GPUs")
+            # A cluster may grow: it starts nodes for actors that wait, if the job says how many it wants.
+            if self._started_here or spec.workers == "auto":
+                raise SettingError(
+                    f"gpus_per_worker = {self._gpus_each:g}: the Ray cluster has {gpus:g} GPUs; "
+                    "for a cluster that grows on demand, say with workers = N how many to ask for"
+                )
+            log.warning("the Ray cluster has %g GPUs; the workers wait until it has more", gpus)
         if spec.device == "cuda" and not self._gpus_each:
             raise SettingError("device = 'cuda': the Ray cluster has no GPU; use device = 'cpu' or another cluster")
-        self.device = "cuda" if self._gpus_each else "cpu"
-
-        if spec.workers != "auto":
-            self.workers = spec.workers
-        elif self._gpus_each:
-            self.workers = max(int(gpus / self._gpus_each), 1)
-        else:
-            self.workers = max(cpus // CPUS_PER_CPU_WORKER, 1)
-
+        self.device = "cuda" if self._gpus_each and spec.device != "cpu" else "cpu"
+        workers = self.capacity()
         if spec.cpus_per_worker != "auto":
             self._cpus_each = float(spec.cpus_per_worker)
             self._threads_each = max(int(self._cpus_each), 1)
         elif self._gpus_each:
             # One core is reserved, but decoding and encoding may use the GPU's whole share of its node.
-            self._cpus_each = 1.0
-            self._threads_each = max(int(cpus * self._gpus_each / gpus), 1)
+            self._cpus_each = min(1.0, cpus / workers)
+            self._threads_each = max(int(cpus * self._gpus_each / max(gpus, 1)), 1)
         else:
-            self._threads_each = max(min(cpus // self.workers, CPUS_PER_CPU_WORKER), 1)
-            self._cpus_each = min(float(self._threads_each), cpus / self.workers)
+            self._threads_each = max(min(cpus // workers, CPUS_PER_CPU_WORKER), 1)
+            self._cpus_each = min(float(self._threads_each), cpus / workers)
         log.info(
             "Ray: %d workers, each with %g CPUs and %g GPUs, of %d CPUs and %g GPUs in the cluster",
-            self.workers, self._cpus_each, self._gpus_each, cpus, gpus,
+            workers, self._cpus_each, self._gpus_each, cpus, gpus,
         )  # fmt: skip
+
+    def capacity(self) -> int:
+        if self._spec.workers != "auto":
+            return self._spec.workers
+        cpus, gpus = _resources()
+        # At least one: if all nodes are gone, its waiting actor asks the cluster for another.
+        room = int(gpus / self._gpus_each) if self._gpus_each else cpus // CPUS_PER_CPU_WORKER
+        return max(room, 1)
+
+    def leaving_nodes(self) -> set[str]:
+        from ray._private.state import state  # what Ray's own libraries use; there is no public call
+
+        try:
+            return set(state.get_draining_nodes())
+        except (AttributeError, RuntimeError):
+            return set()
 
     def launch(self, job: LabellingJob) -> WorkerHandle:
         import ray
@@ -126,7 +154,7 @@ class RayEngine:
             max_restarts=0,  # the scheduler replaces workers, and counts
             max_task_retries=0,
         )
-        return _RayWorker(actor.remote(job, cpus=self._threads_each))
+        return _RayWorker(actor.remote(job, cpus=self._threads_each), whole_gpu=self._gpus_each >= 1)
 
     def share(self, value: Any) -> Any:
         import ray
@@ -141,26 +169,52 @@ class RayEngine:
 
 
 class _RayWorker:
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, *, whole_gpu: bool) -> None:
         self._actor = actor
+        self._whole_gpu = whole_gpu
+
+    def place(self) -> Future[Place]:
+        return _settled(self._actor.__ray_call__.remote(_where, self._whole_gpu))
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        outcome: Future[Any] = Future()
-
-        def settle(answered: Future[Any]) -> None:
-            error = answered.exception()
-            if error is None:
-                outcome.set_result(answered.result())
-            else:
-                outcome.set_exception(_translate(error))
-
-        getattr(self._actor, method).remote(*arguments).future().add_done_callback(settle)
-        return outcome
+        return _settled(getattr(self._actor, method).remote(*arguments))
 
     def kill(self) -> None:
         import ray
 
         ray.kill(self._actor)
+
+
+def _settled(reference: Any) -> Future[Any]:
+    """A future of what a Ray call gives, with Ray's errors translated."""
+    outcome: Future[Any] = Future()
+
+    def settle(answered: Future[Any]) -> None:
+        error = answered.exception()
+        if error is None:
+            outcome.set_result(answered.result())
+        else:
+            outcome.set_exception(_translate(error))
+
+    reference.future().add_done_callback(settle)
+    return outcome
+
+
+def _where(_: Worker, whole_gpu: bool) -> Place:
+    """Runs inside the actor."""
+    import ray
+
+    context = ray.get_runtime_context()
+    node, gpus = context.get_node_id(), context.get_accelerator_ids().get("GPU", [])
+    return Place(node, f"{node[:12]}/{','.join(gpus)}" if gpus and whole_gpu else None)
+
+
+def _resources() -> tuple[int, float]:
+    """CPUs and GPUs of the cluster."""
+    import ray
+
+    total = ray.cluster_resources()
+    return max(int(total.get("CPU", 1)), 1), float(total.get("GPU", 0.0))
 
 
 def _translate(error: BaseException) -> Exception:
@@ -170,7 +224,8 @@ def _translate(error: BaseException) -> Exception:
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error.cause))
     if isinstance(error, RayActorError):
-        return WorkerGoneError(" ".join(str(error).split())[:500], blameless=error.preempted)
+        reason = " ".join(str(error).split())
+        return WorkerGoneError(reason[:500], blameless=error.preempted or NODE_DIED in reason)
     return error if isinstance(error, Exception) else RuntimeError(str(error))
 
 

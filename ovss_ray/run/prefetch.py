@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
@@ -16,46 +16,11 @@ from ovss_ray.errors import ImageError
 from ovss_ray.images.decoding import decode_image
 from ovss_ray.images.fetching import Fetcher
 from ovss_ray.run.manifest import ManifestRow
+from ovss_ray.run.stats import WorkerStats
+
+log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class WorkerProgress:
-    """What a worker has done since it started.
-
-    Attributes:
-        images: finished images by status.
-        stage_seconds: seconds by stage, added up over threads (`fetch`, `decode`, `segment`, `encode`, `write`), and
-            what the device's thread spent waiting (`wait_for_images`, `wait_for_encode`).
-    """
-
-    images: dict[str, int]
-    stage_seconds: dict[str, float]
-
-
-class WorkerStats:
-    """Counts images and seconds from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._images: Counter[str] = Counter()
-        self._seconds: dict[str, float] = defaultdict(float)
-
-    def add_seconds(self, stage: str, seconds: float) -> None:
-        """Add time to a stage."""
-        with self._lock:
-            self._seconds[stage] += seconds
-
-    def count_image(self, status: str) -> None:
-        """Count one finished image."""
-        with self._lock:
-            self._images[status] += 1
-
-    def snapshot(self) -> WorkerProgress:
-        """The sums so far."""
-        with self._lock:
-            return WorkerProgress(dict(self._images), dict(self._seconds))
 
 
 @dataclass(frozen=True)
@@ -65,6 +30,11 @@ class LoadedImage:
     row: ManifestRow
     pixels: Image | None
     failure: ImageError | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width); empty for an image without pixels."""
+        return () if self.pixels is None else self.pixels.shape[:2]
 
 
 class ImageLoader:
@@ -93,16 +63,17 @@ class ImageLoader:
 
     def _load(self, row: ManifestRow) -> LoadedImage:
         try:
-            start = time.perf_counter()
-            data = self._fetcher.fetch(row.uri, size_bytes=row.size_bytes, offset=row.offset)
-            self._stats.add_seconds("fetch", time.perf_counter() - start)
+            with self._stats.stage("fetch"):
+                data = self._fetcher.fetch(row.uri, size_bytes=row.size_bytes, offset=row.offset)
             # A thread that waits here fetches nothing meanwhile: a slow decoder holds the fetching back.
-            with self._decode_slots:
-                start = time.perf_counter()
+            with self._decode_slots, self._stats.stage("decode", watched=True):
                 pixels = decode_image(data, max_pixels=self._max_pixels)
-                self._stats.add_seconds("decode", time.perf_counter() - start)
         except ImageError as failure:
             return LoadedImage(row, None, failure)
+        except Exception as error:  # one image must not stop the others, whatever is wrong with it
+            log.exception("reading %s failed", row.uri)
+            status = "out_of_memory" if isinstance(error, MemoryError) else "crashed"
+            return LoadedImage(row, None, ImageError(status, f"{type(error).__name__}: {error}"))
         return LoadedImage(row, pixels, None)
 
 
@@ -176,26 +147,32 @@ def _size(loaded: LoadedImage) -> int:
     return 0 if loaded.pixels is None else loaded.pixels.nbytes
 
 
-def micro_batches(images: Iterator[LoadedImage], *, batch_size: int, max_bytes: int) -> Iterator[list[LoadedImage]]:
+def micro_batches(
+    images: Iterator[LoadedImage], *, limit: Callable[[Iterable[tuple[int, ...]]], int], max_bytes: int
+) -> Iterator[list[LoadedImage]]:
     """Group decoded images of equal shape into micro-batches.
 
     Images whose shape stays rare wait until the end, or until `max_bytes` are held; leftovers go out in mixed batches.
+
+    Args:
+        limit: how many images of these shapes may go together; asked anew for each micro-batch.
     """
     buckets: dict[tuple[int, ...], list[LoadedImage]] = defaultdict(list)
     held = 0
     for image in images:
-        assert image.pixels is not None
-        bucket = buckets[image.pixels.shape]
+        bucket = buckets[image.shape]
         bucket.append(image)
         held += _size(image)
-        if len(bucket) < batch_size and held <= max_bytes:
+        full = len(bucket) >= limit([image.shape])
+        if not full and held <= max_bytes:
             continue
-        if len(bucket) < batch_size:
+        if not full:
             bucket = max(buckets.values(), key=lambda candidate: sum(map(_size, candidate)))
-        assert bucket[0].pixels is not None
-        del buckets[bucket[0].pixels.shape]
+        del buckets[bucket[0].shape]
         held -= sum(map(_size, bucket))
         yield bucket
     rest = [image for bucket in buckets.values() for image in bucket]
-    for start in range(0, len(rest), batch_size):
-        yield rest[start : start + batch_size]
+    while rest:
+        size = limit({image.shape for image in rest})
+        yield rest[:size]
+        rest = rest[size:]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from ovss_ray.run.prefetch import WorkerProgress
+from ovss_ray.run.stats import Failures, WorkerProgress
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +39,40 @@ class Progress:
         self.started = time.monotonic()
         self._first: tuple[float, int] | None = None  # when images were first seen to be done, and how many
         self.statuses: Counter[str] = Counter()
-        self._reported: dict[str, int] = {}  # images of finished shards, by worker
+        self._reasons: Failures = Counter()  # of finished shards
+        self._reported: Counter[str] = Counter()  # images of finished shards, by worker
+        self._reported_reasons: dict[str, Failures] = {}
         self._live: dict[str, WorkerProgress] = {}
         self._seconds_of_gone: Counter[str] = Counter()
+        self._retries_of_gone: Counter[str] = Counter()
 
-    def shard_done(self, worker: str, statuses: Counter[str]) -> None:
-        """Count a finished shard."""
-        self.statuses.update(statuses)
-        self._reported[worker] = self._reported.get(worker, 0) + statuses.total()
+    def shard_done(
+        self,
+        worker: str,
+        statuses: Mapping[str, int],
+        failures: Mapping[tuple[str, str], int],
+        *,
+        labelled: bool = True,
+        counts: bool = True,
+    ) -> None:
+        """Count a finished shard.
+
+        Args:
+            labelled: this worker has worked on it, and has counted its images in its progress.
+            counts: False if the shard was finished before by another worker.
+        """
+        if labelled:
+            self._reported[worker] += sum(statuses.values())
+            self._reported_reasons.setdefault(worker, Counter()).update(failures)
+        if counts:
+            self.statuses.update(statuses)
+            self._reasons.update(failures)
 
     def observe(self, live: Mapping[str, WorkerProgress]) -> None:
         """Take in what the live workers say."""
         for gone in set(self._live) - set(live):
             self._seconds_of_gone.update(self._live[gone].stage_seconds)
+            self._retries_of_gone.update(self._live[gone].retries)
         self._live = dict(live)
         if self._first is None and self.images_now:
             self._first = time.monotonic(), self.images_now
@@ -60,14 +81,30 @@ class Progress:
     def images_now(self) -> int:
         """Images labelled, or found impossible, in this session."""
         unfinished = sum(
-            max(sum(said.images.values()) - self._reported.get(worker, 0), 0) for worker, said in self._live.items()
+            max(sum(said.images.values()) - self._reported[worker], 0) for worker, said in self._live.items()
         )
         return min(self.statuses.total() + unfinished, self.images - self.images_before)
 
     @property
     def failures(self) -> int:
-        """Images of finished shards that have no labels."""
-        return self.statuses.total() - self.statuses["ok"]
+        """Images found so far to have no labels."""
+        return self.reasons.total()
+
+    @property
+    def reasons(self) -> Failures:
+        """Those images by (status, reason)."""
+        total = Counter(self._reasons)
+        for worker, said in self._live.items():
+            total += Counter(said.failures) - self._reported_reasons.get(worker, Counter())
+        return total
+
+    @property
+    def retries(self) -> dict[str, int]:
+        """Requests made again in this session, by the kind of failure before them."""
+        total = Counter(self._retries_of_gone)
+        for said in self._live.values():
+            total.update(said.retries)
+        return dict(total)
 
     @property
     def seconds(self) -> float:

@@ -2,101 +2,57 @@
 
 Events go in (`handle`), decisions come out; the driver carries them out. Invariants, for any sequence of events:
 
-* a shard is in exactly one place: waiting, in flight on one worker, or done;
-* a shard that failed before is retried alone on its worker, so that a second failure can be blamed on it;
-* no shard fails more than `max_shard_attempts` times: then the run stops with its reason;
-* `max_failed_starts` workers in a row that cannot start stop the run: never an endless loop of restarts.
+* a shard is waiting, in flight, or done; it is in flight on one worker, or on two if it was overdue;
+* a shard that was part of a failure is retried alone on its worker, so that a second failure can be blamed on it;
+* no shard fails more than `max_shard_attempts` times without telling something new: then the run stops with its reason;
+* workers that cannot start, or die one after the other, never lead to an endless loop: the run stops, or the GPU that
+  they share gets no more work.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from ovss_ray.run.events import (
+    Assign,
+    CapacityChanged,
+    CrashedImage,
+    Decision,
+    Event,
+    GroupDone,
+    LoadWorker,
+    MarkCrashed,
+    SetGpuAside,
+    ShardDone,
+    ShardFailed,
+    ShardOverdue,
+    ShardTask,
+    StartWorker,
+    StopRun,
+    StopWorker,
+    WorkerDied,
+    WorkerFailedToStart,
+    WorkerJoined,
+    WorkerLeaving,
+    WorkerPlaced,
+)
+from ovss_ray.run.isolation import ShardCase
 
-@dataclass(frozen=True)
-class WorkerJoined:
-    """A worker has loaded its segmenter and waits for shards."""
-
-    worker: str
-
-
-@dataclass(frozen=True)
-class WorkerFailedToStart:
-    """A worker could not load its segmenter, or died while it did."""
-
-    worker: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class WorkerDied:
-    """A worker's process is gone. `blameless`: its node went away or was preempted, so no shard is to blame."""
-
-    worker: str
-    reason: str
-    blameless: bool = False
-
-
-@dataclass(frozen=True)
-class ShardDone:
-    """The file of the shard exists, written by this worker or by another before it."""
-
-    worker: str
-    shard: int
-
-
-@dataclass(frozen=True)
-class ShardFailed:
-    """The worker lives but could not finish the shard. `final`: another try is pointless (disk full, no permission)."""
-
-    worker: str
-    shard: int
-    reason: str
-    final: bool = False
-
-
-Event = WorkerJoined | WorkerFailedToStart | WorkerDied | ShardDone | ShardFailed
-
-
-@dataclass(frozen=True)
-class StartWorker:
-    """Start one more worker; its name is in the events that come from it."""
-
-    worker: str
-
-
-@dataclass(frozen=True)
-class Assign:
-    """Give the shard to the worker."""
-
-    worker: str
-    shard: int
-    attempt: int
-
-
-@dataclass(frozen=True)
-class StopWorker:
-    """The worker has nothing left to do."""
-
-    worker: str
-
-
-@dataclass(frozen=True)
-class StopRun:
-    """Give up: the reason is for the user, and nothing that was finished is lost."""
-
-    reason: str
-
-
-Decision = StartWorker | Assign | StopWorker | StopRun
+MAX_FAILED_STARTS = 3
+MAX_GPU_FAULTS = 3  # shards, or starts, that fail on one GPU with nothing done between them
 
 
 @dataclass
 class _Worker:
+    name: str
+    placed: bool = False
     joined: bool = False
-    in_flight: list[int] = field(default_factory=list)
+    leaving: bool = False
+    set_aside: bool = False
+    gpu: str | None = None
+    shards: list[int] = field(default_factory=list)
 
 
 class Scheduler:
@@ -106,9 +62,9 @@ class Scheduler:
         shards: ids still to be labelled, in the order to give them out; read lazily.
         remaining: how many ids `shards` yields.
         workers: how many workers to keep.
+        crashed: images that are known to crash their worker, from earlier starts.
         depth: shards in flight per worker; with 2, one is fetched while the other is on the GPU.
         max_shard_attempts: failures of one shard that stop the run.
-        max_failed_starts: workers in a row that fail to start before the run stops.
     """
 
     def __init__(
@@ -117,23 +73,28 @@ class Scheduler:
         *,
         remaining: int,
         workers: int,
+        crashed: Iterable[CrashedImage] = (),
         depth: int = 2,
         max_shard_attempts: int = 3,
-        max_failed_starts: int = 3,
     ) -> None:
         self._fresh: Iterator[int] = iter(shards)
         self._fresh_left = remaining
         self._retries: deque[int] = deque()
-        self._failures: dict[int, int] = {}
+        self._slow: deque[int] = deque()
+        self._holders: dict[int, list[str]] = {}  # of every shard in flight
+        self._cases: dict[int, ShardCase] = {}
         self._workers: dict[str, _Worker] = {}
         self._target = workers
         self._depth = depth
         self._max_shard_attempts = max_shard_attempts
-        self._max_failed_starts = max_failed_starts
-        self._failed_starts = 0
+        self._gpu_faults: defaultdict[str, set[int | str]] = defaultdict(set)  # shards and workers, in a row
+        self._gpu_reasons: dict[str, str] = {}  # of those that were set aside
+        self._failed_starts = 0  # in a row
         self._started = 0
         self._draining = False
         self._stopped = False
+        for image in crashed:
+            self._cases.setdefault(image.shard, ShardCase(image.shard)).crashed[image.image_id] = image
 
     @property
     def remaining(self) -> int:
@@ -143,7 +104,11 @@ class Scheduler:
     @property
     def in_flight(self) -> int:
         """Shards that a worker holds."""
-        return sum(len(worker.in_flight) for worker in self._workers.values())
+        return len(self._holders)
+
+    def is_open(self, shard: int) -> bool:
+        """Whether a shard is in flight; not once its file exists."""
+        return shard in self._holders
 
     def start(self) -> list[Decision]:
         """The first decisions: the workers to start."""
@@ -161,88 +126,186 @@ class Scheduler:
         """
         if self._stopped:
             return []
-        stop = self._apply(event)
-        if stop is not None:
-            self._stopped = True
-            return [stop]
-        return self._decide()
+        decisions = self._apply(event) + self._decide()
+        stop = next((decision for decision in decisions if isinstance(decision, StopRun)), None)
+        if stop is None:
+            return decisions
+        self._stopped = True
+        return [*(decision for decision in decisions if isinstance(decision, MarkCrashed | SetGpuAside)), stop]
 
-    def _apply(self, event: Event) -> StopRun | None:
+    # -- events ------------------------------------------------------------------------------------------------
+
+    def _apply(self, event: Event) -> list[Decision]:
+        match event:
+            case CapacityChanged():
+                self._target = event.workers
+                return []
+            case ShardOverdue():
+                if event.shard in self._holders and event.shard not in self._slow:
+                    self._slow.append(event.shard)
+                return []
         if event.worker not in self._workers:
             raise ValueError(f"{event} comes from a worker that was never started, or is gone")
         worker = self._workers[event.worker]
         match event:
+            case WorkerPlaced():
+                return self._on_placed(worker, event.gpu)
             case WorkerJoined():
                 worker.joined = True
                 self._failed_starts = 0
+            case WorkerLeaving():
+                worker.leaving = True
+            case GroupDone():
+                self._is_sound(worker)
             case WorkerFailedToStart():
-                del self._workers[event.worker]
-                self._failed_starts += 1
-                if self._failed_starts >= self._max_failed_starts:
-                    return StopRun(f"{self._failed_starts} workers in a row could not start: {event.reason}")
+                return self._on_failed_start(worker, event)
             case WorkerDied():
-                del self._workers[event.worker]
-                return self._give_back(worker.in_flight, event.reason, blameless=event.blameless)
+                return self._on_death(worker, event)
             case ShardDone():
-                self._take(worker, event.shard)
-                self._failures.pop(event.shard, None)
+                self._on_done(worker, event.shard)
             case ShardFailed():
-                self._take(worker, event.shard)
-                if event.final:
-                    return StopRun(f"shard {event.shard}: {event.reason}")
-                return self._give_back([event.shard], event.reason, blameless=False)
-        return None
+                return self._on_failed(worker, event)
+        return []
+
+    def _on_placed(self, worker: _Worker, gpu: str | None) -> list[Decision]:
+        worker.placed, worker.gpu = True, gpu
+        worker.set_aside = gpu is not None and len(self._gpu_faults[gpu]) >= MAX_GPU_FAULTS
+        return [] if worker.set_aside else [LoadWorker(worker.name)]
+
+    def _on_failed_start(self, worker: _Worker, event: WorkerFailedToStart) -> list[Decision]:
+        del self._workers[worker.name]
+        if event.blameless or worker.leaving:
+            return []
+        if worker.gpu is not None and not event.anywhere:
+            return self._blame_gpu(worker.gpu, worker.name, event.reason)
+        self._failed_starts += 1
+        if self._failed_starts < MAX_FAILED_STARTS:
+            return []
+        return [StopRun(f"{self._failed_starts} workers in a row could not start: {event.reason}")]
+
+    def _on_death(self, worker: _Worker, event: WorkerDied) -> list[Decision]:
+        del self._workers[worker.name]
+        held = [shard for shard in worker.shards if self._release(worker, shard)]
+        if event.blameless or worker.leaving or not held:
+            return []
+        head, *behind = held
+        for shard in behind:
+            self._case(shard).was_beside()
+        case = self._case(head)
+        found = case.died(event)
+        marked: list[Decision] = [] if found is None else [MarkCrashed(found)]
+        if worker.gpu is not None and (aside := self._blame_gpu(worker.gpu, head, event.reason)):
+            for shard in held:
+                self._case(shard).acquit()
+            return marked + aside
+        return marked + self._give_up_on(case, event.reason)
+
+    def _on_done(self, worker: _Worker, shard: int) -> None:
+        self._must_hold(worker, shard)
+        self._is_sound(worker)
+        worker.shards.remove(shard)
+        # A second copy goes on until its worker finds the file; nothing is given out for it again.
+        self._holders.pop(shard, None)
+        self._cases.pop(shard, None)
+
+    def _on_failed(self, worker: _Worker, event: ShardFailed) -> list[Decision]:
+        self._must_hold(worker, event.shard)
+        worker.shards.remove(event.shard)
+        was_open = self._release(worker, event.shard)
+        if event.final:
+            return [StopRun(f"shard {event.shard}: {event.reason}")]
+        if not was_open:
+            return []
+        case = self._case(event.shard)
+        case.failed()
+        return self._give_up_on(case, event.reason)
+
+    def _give_up_on(self, case: ShardCase, reason: str) -> list[Decision]:
+        if case.failures >= self._max_shard_attempts:
+            return [StopRun(f"shard {case.shard} failed {case.failures} times; the last time: {reason}")]
+        if case.hopeless:
+            return [StopRun(f"{len(case.crashed)} images of shard {case.shard} ended their worker; the last: {reason}")]
+        return []
+
+    def _blame_gpu(self, gpu: str, fault: int | str, reason: str) -> list[Decision]:
+        """A shard that keeps dying is one fault, whatever the number of its deaths: it is the likelier cause."""
+        self._gpu_faults[gpu].add(fault)
+        if len(self._gpu_faults[gpu]) != MAX_GPU_FAULTS:
+            return []
+        self._gpu_reasons[gpu] = reason
+        return [SetGpuAside(gpu, reason)]
+
+    def _is_sound(self, worker: _Worker) -> None:
+        if worker.gpu is not None:
+            self._gpu_faults[worker.gpu].clear()
+
+    def _release(self, worker: _Worker, shard: int) -> bool:
+        """Take a shard from a worker that will not finish it; False if it was done elsewhere meanwhile."""
+        if shard not in self._holders:
+            return False
+        self._holders[shard].remove(worker.name)
+        if not self._holders[shard]:
+            del self._holders[shard]
+            self._retries.append(shard)
+        return True
 
     @staticmethod
-    def _take(worker: _Worker, shard: int) -> None:
-        if shard not in worker.in_flight:
-            raise ValueError(f"shard {shard} is not in flight on this worker")
-        worker.in_flight.remove(shard)
+    def _must_hold(worker: _Worker, shard: int) -> None:
+        if shard not in worker.shards:
+            raise ValueError(f"shard {shard} is not in flight on {worker.name}")
 
-    def _give_back(self, shards: list[int], reason: str, *, blameless: bool) -> StopRun | None:
-        """Queue the shards again. Only the oldest is suspected: the others were waiting behind it."""
-        self._retries.extend(shards)
-        if blameless or not shards:
-            return None
-        suspect = shards[0]
-        self._failures[suspect] = self._failures.get(suspect, 0) + 1
-        if self._failures[suspect] >= self._max_shard_attempts:
-            return StopRun(f"shard {suspect} failed {self._failures[suspect]} times; the last time: {reason}")
-        # The others may hold the culprit as well: they too are retried alone, so the next blame is exact.
-        for shard in shards[1:]:
-            self._failures.setdefault(shard, 0)
-        return None
+    def _case(self, shard: int) -> ShardCase:
+        return self._cases.setdefault(shard, ShardCase(shard, attempts=1))
+
+    # -- decisions ---------------------------------------------------------------------------------------------
 
     def _decide(self) -> list[Decision]:
         if self._draining:
-            return []
+            return self._retire(self._of_leaving_nodes())
+        if stuck := self._stuck():
+            return [stuck]
+        return [
+            *self._start_workers(),
+            *self._give_out(),
+            *self._copy_slow(),
+            *self._retire([*self._of_leaving_nodes(), *self._idle()]),
+        ]
+
+    def _stuck(self) -> StopRun | None:
+        aside = [worker for worker in self._workers.values() if worker.set_aside]
+        if not self.remaining or not aside or len(aside) < max(len(self._workers), self._target):
+            return None
+        gpus = "; ".join(f"{gpu}: {reason}" for gpu, reason in sorted(self._gpu_reasons.items()))
+        return StopRun(f"workers fail on every GPU, one after the other ({gpus})")
+
+    def _start_workers(self) -> list[Decision]:
         decisions: list[Decision] = []
-        while len(self._workers) < self._target and self._starting < self._waiting:
+        staying = [worker for worker in self._workers.values() if not worker.leaving]
+        for worker in [worker for worker in reversed(staying) if not worker.placed][
+            : max(len(staying) - self._target, 0)
+        ]:
+            del self._workers[worker.name]  # waits for a place that is gone
+            decisions.append(StopWorker(worker.name))
+        for _ in range(min(self._target - len(staying), self._waiting - self._starting)):
             self._started += 1
             name = f"worker-{self._started}"
-            self._workers[name] = _Worker()
+            self._workers[name] = _Worker(name)
             decisions.append(StartWorker(name))
+        return decisions
+
+    def _give_out(self) -> list[Decision]:
+        decisions: list[Decision] = []
         for depth in range(1, self._depth + 1):  # breadth first: no worker hoards what another could begin
-            for name, worker in self._workers.items():
+            for worker in self._workers.values():
                 spare = depth == 1 or self._waiting > self._starting
-                if worker.joined and len(worker.in_flight) < depth and spare and self._accepts_more(worker):
-                    decisions.extend(self._assign(name, worker))
-        return decisions + self._retire()
+                if worker.joined and not worker.leaving and len(worker.shards) < depth and spare:
+                    decisions += self._next_for(worker)
+        return decisions
 
-    @property
-    def _waiting(self) -> int:
-        return self._fresh_left + len(self._retries)
-
-    @property
-    def _starting(self) -> int:
-        return sum(not worker.joined for worker in self._workers.values())
-
-    def _accepts_more(self, worker: _Worker) -> bool:
-        return not any(shard in self._failures for shard in worker.in_flight)
-
-    def _assign(self, name: str, worker: _Worker) -> list[Decision]:
-        suspect_waits = any(shard in self._failures for shard in self._retries)
-        if worker.in_flight and suspect_waits:
+    def _next_for(self, worker: _Worker) -> list[Decision]:
+        if any(self._is_alone(shard) for shard in worker.shards):
+            return []
+        if worker.shards and any(self._is_alone(shard) for shard in self._retries):
             return []  # let a worker run empty: the suspect goes first, and alone
         if self._retries:
             shard = self._retries.popleft()
@@ -251,15 +314,50 @@ class Scheduler:
             self._fresh_left -= 1
         else:
             return []
-        worker.in_flight.append(shard)
-        return [Assign(name, shard, attempt=self._failures.get(shard, 0) + 1)]
+        return [self._assign(worker, shard)]
 
-    def _retire(self) -> list[Decision]:
+    def _assign(self, worker: _Worker, shard: int) -> Assign:
+        worker.shards.append(shard)
+        self._holders.setdefault(shard, []).append(worker.name)
+        task = self._cases[shard].task() if shard in self._cases else ShardTask(shard, attempt=1)
+        return Assign(worker.name, task)
+
+    def _copy_slow(self) -> list[Decision]:
+        """Second copies of overdue shards, once nothing else is left; safe, because a file is created at most once."""
+        decisions: list[Decision] = []
+        while self._slow and not self._waiting:
+            idle = next((w for w in self._workers.values() if w.joined and not w.leaving and not w.shards), None)
+            if idle is None:
+                break
+            shard = self._slow.popleft()
+            if len(self._holders.get(shard, ())) == 1 and not self._is_alone(shard):
+                decisions.append(self._assign(idle, shard))
+        return decisions
+
+    def _is_alone(self, shard: int) -> bool:
+        return shard in self._cases and self._cases[shard].alone
+
+    def _of_leaving_nodes(self) -> list[_Worker]:
+        return [worker for worker in self._workers.values() if worker.leaving and not worker.shards]
+
+    def _idle(self) -> list[_Worker]:
+        """Workers that are not needed any more; one stays for each shard in flight, which may yet be given back."""
         if self._waiting:
             return []
-        idle = [name for name, worker in self._workers.items() if worker.joined and not worker.in_flight]
-        if self.in_flight:  # keep one idle worker warm per shard in flight: it may yet be given back
-            idle = idle[self.in_flight :]
-        for name in idle:
-            del self._workers[name]
-        return [StopWorker(name) for name in idle]
+        idle = [
+            worker for worker in self._workers.values() if worker.joined and not worker.leaving and not worker.shards
+        ]
+        return idle[self.in_flight :]
+
+    def _retire(self, workers: list[_Worker]) -> list[Decision]:
+        for worker in workers:
+            del self._workers[worker.name]
+        return [StopWorker(worker.name) for worker in workers]
+
+    @property
+    def _waiting(self) -> int:
+        return self._fresh_left + len(self._retries)
+
+    @property
+    def _starting(self) -> int:
+        return sum(not (worker.joined or worker.set_aside or worker.leaving) for worker in self._workers.values())

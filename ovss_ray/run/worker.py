@@ -13,35 +13,33 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from ovss_ray.errors import ImageError, RunFailedError, WeightsError
 from ovss_ray.images.fetching import Fetcher
 from ovss_ray.labels.layout import RUN_FILE, shard_name
-from ovss_ray.labels.shard import ImageRow, encode_shard, failed_row, summarise
+from ovss_ray.labels.shard import ImageRow, encode_shard, failed_row, read_shard_metadata, summarise
 from ovss_ray.models.sources import resolve_weights
-from ovss_ray.run.directory import RunDirectory, is_final
+from ovss_ray.run.directory import RunDirectory
+from ovss_ray.run.events import ShardTask
+from ovss_ray.run.isolation import groups_of
 from ovss_ray.run.job import LabellingJob
-from ovss_ray.run.manifest import ManifestReader
-from ovss_ray.run.prefetch import (
-    Image,
-    ImageLoader,
-    LoadedImage,
-    Prefetcher,
-    WorkerProgress,
-    WorkerStats,
-    micro_batches,
-)
+from ovss_ray.run.manifest import ManifestReader, ManifestRow
+from ovss_ray.run.memory import BatchLimits, Shape, is_device_lost, is_out_of_memory
+from ovss_ray.run.prefetch import Image, ImageLoader, LoadedImage, Prefetcher, micro_batches
+from ovss_ray.run.stats import Failures, WorkerProgress, WorkerStats, count_failure
 from ovss_ray.segmenters import Segmentation, TextEmbeddings, load_segmenter
 from ovss_ray.version import __version__
 
 log = logging.getLogger(__name__)
 
-WRITE_ATTEMPTS = 5
+WARM_UP_SHAPE = (64, 64, 3)
+WARM_UP_ROW = ManifestRow(-1, "a made-up image")
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,19 @@ class ShardReport:
         shard: its id.
         created: False if another worker's file was there first; this worker's labels were then dropped.
         statuses: number of images by status.
+        failures: number of images without labels by (status, reason).
         bytes_written: size of the file.
     """
 
     shard: int
     created: bool
-    statuses: dict[str, int]
-    bytes_written: int
+    statuses: Mapping[str, int]
+    failures: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    bytes_written: int = 0
+
+
+class DeviceLostError(Exception):
+    """The process can no longer use its device; it must be replaced."""
 
 
 class Worker:
@@ -76,8 +80,10 @@ class Worker:
         self._job = job
         self._cpus = max(cpus, 1)
         self._stats = WorkerStats()
+        self._limits = BatchLimits(job.spec.batch_size)
         self._device_turn = threading.Lock()
         self._text: TextEmbeddings | None = None
+        self._careful: Iterator[tuple[int, ...] | ShardReport] = iter(())
 
     def load(self) -> None:
         """Load the segmenter and open the run directory; once, before anything else.
@@ -120,51 +126,111 @@ class Worker:
         """Encode the run's vocabulary with this worker's text tower."""
         return self._segmenter.encode_vocabulary(self._job.vocabulary)
 
-    def begin(self, text: TextEmbeddings) -> None:
-        """Take the encoded vocabulary; shards may follow."""
+    def begin(self, text: TextEmbeddings, batch_limits: Mapping[Shape, int]) -> None:
+        """Take the encoded vocabulary, and the micro-batch sizes that others found to fit; shards may follow.
+
+        One made-up image goes through first: a device that is broken shows here, and not as the fault of a shard.
+        """
+        self._try([LoadedImage(WARM_UP_ROW, np.zeros(WARM_UP_SHAPE, np.uint8), None)], text)
         self._text = text
+        self._limits = BatchLimits(self._job.spec.batch_size, batch_limits)
 
     def progress(self) -> WorkerProgress:
         """Images finished so far by status, and seconds by stage, over the worker's life."""
-        return self._stats.snapshot()
+        return self._stats.snapshot(self._limits.reduced())
 
-    def label_shard(self, shard: int, attempt: int) -> ShardReport:
+    def label_shard(self, task: ShardTask) -> ShardReport:
         """Label one shard and create its file.
 
         Raises:
             OSError: the run directory cannot be read or written.
+            DeviceLostError: this process cannot go on.
         """
-        if self._text is None:
-            raise RuntimeError("label_shard before begin")
+        report = self._already_there(task)
+        if report is not None:
+            return report
         started = time.time()
-        rows = self._label(shard, self._text)
-        statuses = Counter(row.status for row in rows)
-        data = encode_shard(rows, self._metadata(shard, attempt, started, statuses))
-        start = time.perf_counter()
-        created = self._write(shard_name(shard), data)
-        self._stats.add_seconds("write", time.perf_counter() - start)
-        if not created:
-            log.info("shard %d was already there; this copy is dropped", shard)
-        return ShardReport(shard, created, dict(statuses), len(data))
+        rows = self._manifest.rows(task.shard)
+        crashed = self._crashed_rows(task, rows)
+        known = {row.image_id for row in crashed}
+        labelled = self._label([row for row in rows if row.image_id not in known])
+        return self._finish(task, started, crashed + labelled)
 
-    def _label(self, shard: int, text: TextEmbeddings) -> list[ImageRow]:
+    def open_carefully(self, task: ShardTask) -> tuple[int, ...] | ShardReport:
+        """Begin to label one shard group by group; returns the ids of the first group, which is not touched yet."""
+        self._careful = self._label_carefully(task)
+        return next(self._careful)
+
+    def label_next(self) -> tuple[int, ...] | ShardReport:
+        """Label the group that was named last; returns the next one (empty before the file is written), or the report.
+
+        Raises:
+            OSError, DeviceLostError: as `label_shard`.
+        """
+        return next(self._careful)
+
+    def _label_carefully(self, task: ShardTask) -> Iterator[tuple[int, ...] | ShardReport]:
+        report = self._already_there(task)
+        if report is not None:
+            yield report
+            return
+        started = time.time()
+        rows = {row.image_id: row for row in self._manifest.rows(task.shard)}
+        done = self._crashed_rows(task, list(rows.values()))
+        for group in groups_of(task, rows, self._job.spec.batch_size):
+            yield group
+            done += self._label([rows[image_id] for image_id in group])
+        yield ()
+        yield self._finish(task, started, done)
+
+    def _already_there(self, task: ShardTask) -> ShardReport | None:
+        """The report of a shard that another worker has finished: one of a second driver, or of a copy."""
+        name = shard_name(task.shard)
+        if not self._directory.exists(name):
+            return None
+        with self._directory.fs.open(self._directory.path(name), "rb") as file:
+            statuses = json.loads(read_shard_metadata(file)["statuses"])
+        log.info("shard %d is there already", task.shard)
+        return ShardReport(task.shard, False, statuses)
+
+    def _crashed_rows(self, task: ShardTask, rows: list[ManifestRow]) -> list[ImageRow]:
+        crashed = {image.image_id: ImageError(image.status, image.reason) for image in task.crashed}
+        return [
+            self._row(LoadedImage(row, None, None), crashed[row.image_id]) for row in rows if row.image_id in crashed
+        ]
+
+    def _finish(self, task: ShardTask, started: float, rows: list[ImageRow]) -> ShardReport:
+        statuses = Counter(row.status for row in rows)
+        failures: Failures = Counter()
+        for row in rows:
+            if row.error is not None:
+                count_failure(failures, row.status, row.error)
+        data = encode_shard(rows, self._metadata(task, started, statuses))
+        with self._stats.stage("write"):
+            created = self._directory.create(shard_name(task.shard), data)
+        if not created:
+            log.info("shard %d was already there; this copy is dropped", task.shard)
+        return ShardReport(task.shard, created, dict(statuses), dict(failures), len(data))
+
+    def _label(self, rows: list[ManifestRow]) -> list[ImageRow]:
+        if self._text is None:
+            raise RuntimeError("shards are labelled only after begin")
         spec = self._job.spec
         budget = spec.prefetch_mib * 2**20
-        images = Prefetcher(
-            self._manifest.rows(shard), self._loader, max_in_flight=spec.fetch_concurrency, max_bytes=budget
-        )
+        images = Prefetcher(rows, self._loader, max_in_flight=spec.fetch_concurrency, max_bytes=budget)
         pending: list[Future[ImageRow]] = []
         try:
             with self._device_turn:
                 good = self._without_failures(iter(images), pending)
-                for batch in micro_batches(good, batch_size=spec.batch_size, max_bytes=budget):
-                    for image, outcome in zip(batch, self._segment(batch, text), strict=True):
+                for batch in micro_batches(good, limit=self._limits.limit, max_bytes=budget):
+                    with self._stats.stage("segment", watched=True):
+                        outcomes = self._segment(batch, self._text)
+                    for image, outcome in zip(batch, outcomes, strict=True):
                         pending.append(self._encoders.submit(self._row, image, outcome))
                     # Label maps and scores are larger than the image: let the encoders keep up.
-                    start = time.perf_counter()
-                    if len(pending) > 4 * spec.batch_size:
-                        pending[-4 * spec.batch_size].result()
-                    self._stats.add_seconds("wait_for_encode", time.perf_counter() - start)
+                    with self._stats.stage("wait_for_encode"):
+                        if len(pending) > 4 * spec.batch_size:
+                            pending[-4 * spec.batch_size].result()
         finally:
             images.stop()
         return [future.result() for future in pending]
@@ -173,9 +239,8 @@ class Worker:
         self, images: Iterator[LoadedImage], pending: list[Future[ImageRow]]
     ) -> Iterator[LoadedImage]:
         while True:
-            start = time.perf_counter()
-            image = next(images, None)
-            self._stats.add_seconds("wait_for_images", time.perf_counter() - start)
+            with self._stats.stage("wait_for_images"):
+                image = next(images, None)
             if image is None:
                 return
             if image.failure is None:
@@ -184,61 +249,79 @@ class Worker:
                 pending.append(self._encoders.submit(self._row, image, image.failure))
 
     def _segment(self, batch: list[LoadedImage], text: TextEmbeddings) -> list[Segmentation | ImageError]:
-        start = time.perf_counter()
-        outcomes = self._try_segment(batch, text)
-        self._stats.add_seconds("segment", time.perf_counter() - start)
-        return outcomes
-
-    def _try_segment(self, batch: list[LoadedImage], text: TextEmbeddings) -> list[Segmentation | ImageError]:
         """Segment a micro-batch; one that fails is halved until the failure is pinned to an image."""
-        pixels = [image.pixels for image in batch if image.pixels is not None]
-        try:
-            return list(self._segmenter.segment(pixels, text))
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        shapes = [image.shape for image in batch]
+        half = min(self._limits.limit(shapes), len(batch))
+        if half == len(batch):
+            outcome = self._try(batch, text)
+            if not isinstance(outcome, ImageError):
+                self._limits.fitted(shapes, len(batch))
+                return outcome
+            if outcome.status == "out_of_memory":
+                self._limits.did_not_fit(shapes, len(batch))
             if len(batch) == 1:
-                return [self._segment_in_little_memory(pixels[0], text)]
-        except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
-            if "CUDA error" in str(error):
-                raise  # the device context is lost: only a new process helps
-            if len(batch) == 1:
-                log.exception("segmenting %s failed", batch[0].row.uri)
-                return [ImageError("crashed", f"{type(error).__name__}: {error}")]
-        half = len(batch) // 2
-        return self._try_segment(batch[:half], text) + self._try_segment(batch[half:], text)
+                return [outcome if outcome.status == "crashed" else self._segment_in_little_memory(batch[0], text)]
+            half = len(batch) // 2
+        return self._segment(batch[:half], text) + self._segment(batch[half:], text)
 
-    def _segment_in_little_memory(self, pixels: Image, text: TextEmbeddings) -> Segmentation | ImageError:
+    def _try(
+        self, batch: list[LoadedImage], text: TextEmbeddings, *, low_memory: bool = False
+    ) -> list[Segmentation | ImageError] | ImageError:
+        """The outcomes of the images, or the failure of all of them together."""
+        pixels: list[Image] = [image.pixels for image in batch if image.pixels is not None]
         try:
-            return self._segmenter.segment([pixels], text, low_memory=True)[0]
-        except torch.OutOfMemoryError:
+            return list(self._segmenter.segment(pixels, text, low_memory=low_memory))
+        except Exception as error:  # a method may raise anything; here it is decided what becomes of the images
+            if is_device_lost(error):
+                raise DeviceLostError(f"{type(error).__name__}: {error}") from error
+            status = "out_of_memory" if is_out_of_memory(error) else "crashed"
+            if status == "crashed" and len(batch) == 1:
+                log.exception("segmenting %s failed", batch[0].row.uri)
+            failure = ImageError(status, f"{type(error).__name__}: {error}")
+        # Not before the exception is gone: its frames hold the tensors.
+        if failure.status == "out_of_memory" and torch.cuda.is_available():
             torch.cuda.empty_cache()
-            height, width = pixels.shape[:2]
-            return ImageError("out_of_memory", f"{width} x {height} pixels do not fit into the device's memory")
+        return failure
+
+    def _segment_in_little_memory(self, image: LoadedImage, text: TextEmbeddings) -> Segmentation | ImageError:
+        outcome = self._try([image], text, low_memory=True)
+        if not isinstance(outcome, ImageError):
+            return outcome[0]
+        height, width = image.shape
+        return (
+            ImageError("out_of_memory", f"{width} x {height} pixels do not fit into the memory")
+            if outcome.status == "out_of_memory"
+            else outcome
+        )
 
     def _row(self, image: LoadedImage, outcome: Segmentation | ImageError) -> ImageRow:
-        start = time.perf_counter()
+        with self._stats.stage("encode"):
+            row = self._encoded(image.row, outcome)
+        self._stats.count_image(row.status, row.error)
+        return row
+
+    def _encoded(self, image: ManifestRow, outcome: Segmentation | ImageError) -> ImageRow:
         if isinstance(outcome, ImageError):
-            row = failed_row(image.row.image_id, image.row.uri, outcome, image.row.extra)
-        else:
-            row = summarise(
-                image.row.image_id,
-                image.row.uri,
+            return failed_row(image.image_id, image.uri, outcome, image.extra)
+        try:
+            return summarise(
+                image.image_id,
+                image.uri,
                 outcome.labels,
                 outcome.confidence,
                 outcome.margin,
                 ignore_index=self._job.vocabulary.ignore_index,
                 codec=self._job.spec.label_map,
-                extra=image.row.extra,
+                extra=image.extra,
             )
-        self._stats.count_image(row.status)
-        self._stats.add_seconds("encode", time.perf_counter() - start)
-        return row
+        except ValueError as error:  # what the method returned is no label map
+            return failed_row(image.image_id, image.uri, ImageError("crashed", f"ValueError: {error}"), image.extra)
 
-    def _metadata(self, shard: int, attempt: int, started: float, statuses: Counter[str]) -> dict[str, str]:
+    def _metadata(self, task: ShardTask, started: float, statuses: Counter[str]) -> dict[str, str]:
         return {
             "fingerprint": self._job.fingerprint,
-            "shard_id": str(shard),
-            "attempt": str(attempt),
+            "shard_id": str(task.shard),
+            "attempt": str(task.attempt),
             "vocabulary": self._job.vocabulary.to_json(),
             "label_map": self._job.spec.label_map,
             "package_version": __version__,
@@ -249,14 +332,3 @@ class Worker:
             "finished_at": f"{time.time():.3f}",
             "statuses": json.dumps(statuses, sort_keys=True),
         }
-
-    def _write(self, name: str, data: bytes) -> bool:
-        for attempt in range(WRITE_ATTEMPTS):
-            try:
-                return self._directory.create(name, data)
-            except OSError as error:
-                if is_final(error) or attempt == WRITE_ATTEMPTS - 1:
-                    raise
-                log.warning("writing %s failed (%s); trying again", name, error)
-                time.sleep(min(2**attempt, 10))
-        raise AssertionError("unreachable")

@@ -126,7 +126,7 @@ def test_micro_batches_lose_nothing_and_stay_small(
     shapes: list[tuple[int, int]], batch_size: int, max_bytes: int
 ) -> None:
     images = [image_of(number, shape) for number, shape in enumerate(shapes)]
-    batches = list(micro_batches(iter(images), batch_size=batch_size, max_bytes=max_bytes))
+    batches = list(micro_batches(iter(images), limit=lambda _: batch_size, max_bytes=max_bytes))
     assert sorted(image.row.image_id for batch in batches for image in batch) == list(range(len(shapes)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
 
@@ -134,5 +134,5 @@ def test_micro_batches_lose_nothing_and_stay_small(
 def test_full_micro_batches_have_one_shape() -> None:
     shapes = [(8, 8), (4, 4)] * 10
     images = [image_of(number, shape) for number, shape in enumerate(shapes)]
-    batches = list(micro_batches(iter(images), batch_size=5, max_bytes=10**9))
+    batches = list(micro_batches(iter(images), limit=lambda _: 5, max_bytes=10**9))
     assert [len({image.pixels.shape for image in batch if image.pixels is not None}) for batch in batches] == [1] * 4

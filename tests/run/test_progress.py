@@ -9,19 +9,19 @@ from collections import Counter
 import pytest
 from rich.console import Console
 
-from ovss_ray.run.prefetch import WorkerProgress
 from ovss_ray.run.progress import LogReporter, Progress, TerminalReporter, duration
+from ovss_ray.run.stats import WorkerProgress
 
 
 def test_images_of_unfinished_shards_count_once() -> None:
     progress = Progress(images=100, images_before=20, shards=10)
-    progress.observe({"a": WorkerProgress({"ok": 7}, {}), "b": WorkerProgress({"ok": 2, "corrupt": 1}, {})})
+    progress.observe({"a": WorkerProgress({"ok": 7}, {}, {}), "b": WorkerProgress({"ok": 2, "corrupt": 1}, {})})
     assert progress.images_now == 10
-    progress.shard_done("a", Counter(ok=10))
+    progress.shard_done("a", Counter(ok=10), {})
     assert progress.images_now == 13  # a's shard is known to be whole; its own count is older
-    progress.observe({"a": WorkerProgress({"ok": 12}, {}), "b": WorkerProgress({"ok": 2, "corrupt": 1}, {})})
+    progress.observe({"a": WorkerProgress({"ok": 12}, {}, {}), "b": WorkerProgress({"ok": 2, "corrupt": 1}, {})})
     assert progress.images_now == 15
-    progress.observe({"a": WorkerProgress({"ok": 12}, {})})
+    progress.observe({"a": WorkerProgress({"ok": 12}, {}, {})})
     assert progress.images_now == 12  # b is gone, and its unfinished shard with it
     assert progress.failures == 0
 
@@ -32,10 +32,10 @@ def test_the_rate_leaves_start_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = Progress(images=100, images_before=0, shards=10)
     assert progress.remaining_s is None
     now += 60.0  # loading the model
-    progress.observe({"a": WorkerProgress({"ok": 6}, {})})
+    progress.observe({"a": WorkerProgress({"ok": 6}, {}, {})})
     assert progress.images_per_s == pytest.approx(6 / 60)  # nothing better is known yet
     now += 10.0
-    progress.observe({"a": WorkerProgress({"ok": 46}, {})})
+    progress.observe({"a": WorkerProgress({"ok": 46}, {}, {})})
     assert progress.images_per_s == pytest.approx(4.0)
     assert progress.remaining_s == pytest.approx(54 / 4)
 
@@ -52,14 +52,14 @@ def test_the_rate_leaves_start_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_stage_that_the_others_wait_for_is_named(seconds: dict[str, float], stage: str | None) -> None:
     progress = Progress(images=10, images_before=0, shards=1)
-    progress.observe({"a": WorkerProgress({"ok": 1}, seconds)})
+    progress.observe({"a": WorkerProgress({"ok": 1}, {}, seconds)})
     assert progress.binding_stage == stage
 
 
 def test_seconds_of_workers_that_are_gone_stay_counted() -> None:
     progress = Progress(images=10, images_before=0, shards=1)
-    progress.observe({"a": WorkerProgress({}, {"segment": 3.0}), "b": WorkerProgress({}, {"segment": 1.0})})
-    progress.observe({"b": WorkerProgress({}, {"segment": 2.0})})
+    progress.observe({"a": WorkerProgress({}, {}, {"segment": 3.0}), "b": WorkerProgress({}, {"segment": 1.0})})
+    progress.observe({"b": WorkerProgress({}, {}, {"segment": 2.0})})
     assert progress.stage_seconds == {"segment": 5.0}
 
 
@@ -68,7 +68,7 @@ def test_without_a_terminal_a_log_line_appears_now_and_then(
 ) -> None:
     monkeypatch.setattr("ovss_ray.run.progress.LOG_EVERY_S", 0.0)
     progress = Progress(images=100, images_before=20, shards=10)
-    progress.observe({"a": WorkerProgress({"ok": 10}, {"segment": 1.0})})
+    progress.observe({"a": WorkerProgress({"ok": 10}, {}, {"segment": 1.0})})
     with caplog.at_level(logging.INFO, logger="ovss_ray"):
         LogReporter().update(progress)
     assert "30 of 100 images" in caplog.text
@@ -80,8 +80,8 @@ def test_the_terminal_shows_rate_failures_and_stage() -> None:
     reporter = TerminalReporter(Console(file=screen, force_terminal=True, width=150))
     progress = Progress(images=100, images_before=0, shards=10)
     with reporter.showing(progress):
-        progress.observe({"a": WorkerProgress({"ok": 9, "corrupt": 1}, {"segment": 1.0})})
-        progress.shard_done("a", Counter(ok=9, corrupt=1))
+        progress.observe({"a": WorkerProgress({"ok": 9, "corrupt": 1}, {}, {"segment": 1.0})})
+        progress.shard_done("a", Counter(ok=9, corrupt=1), {("corrupt", "truncated"): 1})
         reporter.update(progress)
     text = screen.getvalue()
     assert "10/100" in text

@@ -334,7 +334,7 @@ def test_an_output_that_cannot_be_written_stops_the_run_and_can_be_continued(
     real_link = os.link
 
     def full_disk(source: str, target: str) -> None:
-        if target.endswith("00000002.parquet"):
+        if str(target).endswith("00000002.parquet"):
             raise OSError(28, "No space left on device")
         real_link(source, target)
 

@@ -1,0 +1,35 @@
+"""When so many images fail that going on would waste the user's time and money."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+FIRST_IMAGES = 1000
+FEWEST_FAILURES = 20
+REASONS_SHOWN = 3
+
+
+def too_many_failures(
+    failures: Mapping[tuple[str, str], int], *, seen: int, images: int, max_failed_fraction: float
+) -> str | None:
+    """Why the run should stop, with the most frequent reasons; None as long as it should go on.
+
+    Until a thousand images were seen, the allowed fraction is that of the first thousand (of all images if there are
+    fewer): so a wrong bucket or a missing permission shows early, and a few bad images at the beginning do no harm.
+
+    Args:
+        failures: images without labels by (status, reason).
+        seen: images labelled or failed in this session.
+        images: images of this session.
+        max_failed_fraction: 1 never stops.
+    """
+    failed = sum(failures.values())
+    base = max(seen, min(FIRST_IMAGES, images))
+    if max_failed_fraction >= 1 or failed <= max(max_failed_fraction * base, FEWEST_FAILURES):
+        return None
+    top = sorted(failures.items(), key=lambda item: (-item[1], item[0]))[:REASONS_SHOWN]
+    reasons = "; ".join(f"{count:,} {status}: {reason}" for (status, reason), count in top)
+    return (
+        f"{failed:,} of the first {max(seen, failed):,} images failed, more than max_failed_fraction = "
+        f"{max_failed_fraction:g} allows ({reasons})"
+    )
