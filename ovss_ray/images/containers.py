@@ -114,10 +114,10 @@ class ContainerReader:
 
     def _tar(self, fs: fsspec.AbstractFileSystem, path: str, container: Container) -> Iterator[ImageRef]:
         check_container(container.uri)
-        buffered = {} if is_local(container.uri) else {"block_size": READ_AHEAD}
+        buffered = {} if is_local(container.uri) else {"block_size": READ_AHEAD, "cache_type": "readahead"}
         with fs.open(path, "rb", **buffered) as file:
             size_bytes = file.seek(0, io.SEEK_END)
-            etag = container.etag or bare_etag(getattr(file, "details", {}).get("ETag"))
+            etag = container.etag or _etag(fs, path)
             found = tar_members(file, size_bytes, container.uri, wanted=self._wanted.is_image)
             members = (member for member in found if not is_hidden(member.name))
             if self._wanted.keep_columns:
@@ -153,7 +153,7 @@ class ContainerReader:
             column = find_image_column(table.schema, container.uri, self._wanted)
             if column is not None:
                 check_container(container.uri)
-                yield from row_images(table, column, container.uri, container.etag, self._wanted)
+                yield from row_images(table, column, container.uri, container.etag or _etag(fs, path), self._wanted)
             elif container.chosen:
                 yield from self._rows(table, container.uri)
             else:
@@ -194,6 +194,11 @@ class ContainerReader:
 def path_in(uri: str, path: str) -> str:
     """The path of a URI without the query that web addresses may have."""
     return urlsplit(path).path if protocol_of(uri) in ("http", "https") else path
+
+
+def _etag(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
+    info = fs.info(path)
+    return bare_etag(info.get("ETag") or info.get("etag"))
 
 
 def _tar_image(member: TarMember, tar: str, etag: str | None, extra: str | None) -> ImageRef:

@@ -110,7 +110,7 @@ def _headers(file: BinaryIO, size_bytes: int, source: str) -> Iterator[tarfile.T
 
 
 def _open(file: BinaryIO, source: str) -> tarfile.TarFile:
-    start = file.read(BLOCK)
+    start = _block_at(file, 0)
     if not start:
         raise InputError(f"{source} is empty (0 bytes); pack or download it again")
     if any(start.startswith(mark) for mark in _COMPRESSED):
