@@ -164,6 +164,8 @@ def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
     leaves = [path for field in schema for path in _leaf_paths(field.name, field.type)]
     return {
         "compression": {path: "none" if path == "label_map" else "zstd" for path in leaves},
+        # `verify` finds a flipped bit anywhere by them; a zstd label map has no checksum of its own.
+        "write_page_checksum": True,
         "use_dictionary": ["status", "error", "segments.list.element.class_id"],
         # Engines do not prune by the statistics of list items; those of label maps would copy whole maps.
         "write_statistics": [field.name for field in schema if field.name not in ("label_map", "segments")],

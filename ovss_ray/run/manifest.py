@@ -87,7 +87,7 @@ def write_parts(
     while True:
         part_rows = 0
         sink = io.BytesIO()
-        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
             for group in itertools.islice(groups, shards_per_part):
                 writer.write_table(_table(group, schema), row_group_size=shard_size)
                 digest.update("".join(map(_identity, group)).encode())
@@ -183,7 +183,8 @@ def digest_of(parts: Iterable[Part], directory: RunDirectory) -> str:
     digest = hashlib.sha256()
     for part in parts:
         with directory.fs.open(directory.path(part.name), "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=_REF_COLUMNS):
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=_REF_COLUMNS):
                 digest.update("".join(_identity((0, ImageRef(**row))) for row in _rows(batch)).encode())
     return digest.hexdigest()
 
