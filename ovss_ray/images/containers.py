@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from ovss_ray.errors import InputError, OvssError
-from ovss_ray.images.explaining import why_unreadable
+from ovss_ray.images.explaining import no_byte_ranges, why_unreadable
 from ovss_ray.images.inventory import CurrentObjects, open_inventory_file, parse_inventory
 from ovss_ray.images.kept_columns import check_columns, to_json
 from ovss_ray.images.list_files import find_columns, read_rows
@@ -57,7 +57,7 @@ class OtherFiles:
     @property
     def lists(self) -> bool:
         """Whether there were files among them that are lists if they are named."""
-        return any(list_format(kind) is not None for kind in self._counts)
+        return any(list_format(f"name{kind}") is not None for kind in self._counts)
 
     def __bool__(self) -> bool:
         """Whether there were any."""
@@ -153,6 +153,8 @@ class ContainerReader:
             column = find_image_column(table.schema, container.uri, self._wanted)
             if column is not None:
                 check_container(container.uri)
+                if not table.by_ranges:
+                    raise no_byte_ranges(container.uri)
                 yield from row_images(table, column, container.uri, container.etag or _etag(fs, path), self._wanted)
             elif container.chosen:
                 yield from self._rows(table, container.uri)

@@ -7,6 +7,7 @@ import os
 from itertools import islice
 from pathlib import Path
 
+from ovss_ray.errors import InputError
 from ovss_ray.images.stores import store_failure
 
 
@@ -21,6 +22,13 @@ def nearest_name(path: str) -> str:
         return ""
     close = difflib.get_close_matches(missing.name, names, n=1)
     return f" (did you mean {missing.parent / close[0]}?)" if close else f" ({missing.parent} exists)"
+
+
+def no_byte_ranges(source: str) -> InputError:
+    """The error for a file with images on a web server that gives whole files only."""
+    return InputError(
+        f"the server of {source} knows no byte ranges, which images inside a file need; download it first"
+    )
 
 
 def why_unreadable(source: str, error: Exception) -> str:
@@ -40,5 +48,5 @@ def why_unreadable(source: str, error: Exception) -> str:
     if failure == "unreachable":
         return f"the store of {source} cannot be reached; check the endpoint and the network ({detail})"
     if isinstance(error, ValueError) and "range requests" in detail:
-        return f"the server of {source} knows no byte ranges, which images inside a file need; download it first"
+        return str(no_byte_ranges(source))
     return f"{source} cannot be listed: {detail}"

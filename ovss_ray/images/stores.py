@@ -240,7 +240,7 @@ def explained(uri: str, what: str = "read") -> Iterator[None]:
         what: how it is used, for the sentence.
     """
     reasons = {
-        "forbidden": "access is denied; check the credentials",
+        "forbidden": f"access is denied; check the {'permissions' if is_local(uri) else 'credentials'}",
         "credentials": "there are no usable credentials; set them in the environment or in storage_options",
         "unreachable": "the store cannot be reached; check the endpoint and the network",
         "throttled": "the store is too busy to answer; try again later",

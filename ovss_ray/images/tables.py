@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol
 import fsspec
 
 from ovss_ray.errors import InputError
-from ovss_ray.images.stores import protocol_of
+from ovss_ray.images.stores import is_local, protocol_of
 
 Row = tuple[Any, ...]
 
@@ -93,8 +93,8 @@ def open_parquet(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Itera
     import pyarrow.parquet as pq
 
     try:
-        with _seekable(fs, path, source) as file:
-            yield ParquetTable(pq.ParquetFile(file, pre_buffer=True))
+        with _seekable(fs, path, source) as (file, by_ranges):
+            yield ParquetTable(pq.ParquetFile(file), by_ranges)
     except pa.ArrowException as error:
         raise InputError(f"{source} cannot be read as Parquet: {error}") from error
 
@@ -115,16 +115,26 @@ def _buffered(file: Any) -> BinaryIO:
 
 
 @contextmanager
-def _seekable(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Iterator[Any]:
-    whole = protocol_of(source) in ("http", "https") and not fs.info(path).get("partial")
-    if not whole:
-        with fs.open(path, "rb") as file:
-            yield file
+def _seekable(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Iterator[tuple[Any, bool]]:
+    """The file open for random access, and whether that reads byte ranges of it; if not, it is a local copy."""
+    if protocol_of(source) not in ("http", "https") or _knows_ranges(fs, path):
+        uncached = {} if is_local(source) else {"cache_type": "none"}  # pyarrow asks for just what it needs
+        with fs.open(path, "rb", **uncached) as file:
+            yield file, True
         return
     with tempfile.TemporaryFile() as copy:
         with fs.open(path, "rb", block_size=0) as file:
             shutil.copyfileobj(file, copy)
-        yield copy
+        yield copy, False
+
+
+def _knows_ranges(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    try:
+        with fs.open(path, "rb", cache_type="none") as file:
+            file.seek(-1, io.SEEK_END)
+            return len(file.read(1)) == 1
+    except ValueError:  # what the driver says of a server that answers with the whole file
+        return False
 
 
 class _PlainLines(_UntypedTable):
@@ -186,10 +196,12 @@ class ParquetTable:
     Attributes:
         file: the open `pyarrow.parquet.ParquetFile`.
         schema: its Arrow schema.
+        by_ranges: whether the store gives parts of it; false for a copy of what a simple web server gave.
     """
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, by_ranges: bool) -> None:
         self.file = file
+        self.by_ranges = by_ranges
         self.schema = file.schema_arrow
 
     @property

@@ -1,4 +1,4 @@
-"""Listing a bucket with many requests at once: the same keys in the same order as page by page, and few requests more."""
+"""Listing a bucket with many requests at once: the same keys in the same order as page by page, few more requests."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Bucket:
         self,
         _method: str,
         *,
-        Bucket: str,
         Prefix: str,
         StartAfter: str = "",
         Delimiter: str = "",
         ContinuationToken: str = "",
+        **_bucket: str,
     ) -> dict[str, Any]:
         self.requests["folders" if Delimiter else "keys"] += 1
         entries: dict[str, bool] = {}
