@@ -17,7 +17,15 @@ from typing import Any, TypeVar
 from ovss_ray.errors import InputError, OvssError, RunFailedError
 from ovss_ray.images.backoff import try_often
 from ovss_ray.images.drivers import open_bounded
-from ovss_ray.images.stores import StorageOptions, StoreFailure, answered_status, explained, is_local, store_failure
+from ovss_ray.images.stores import (
+    StorageOptions,
+    StoreFailure,
+    answered_status,
+    explained,
+    is_local,
+    open_store,
+    store_failure,
+)
 from ovss_ray.labels.layout import SHARDS_FOLDER
 from ovss_ray.labels.shard import list_shards
 from ovss_ray.run.files import Files, LocalFiles, StoredFiles
@@ -27,9 +35,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READ_ATTEMPTS = 5
-LIST_ATTEMPTS = 3  # each page of a listing is tried again by the driver too
+LIST_ATTEMPTS = 2  # the driver itself tries each page of a listing again
 WRITE_ATTEMPTS = 7  # half a minute: much cheaper than to label a shard again
-_DRIVER_REQUESTS = 4
 _TIMEOUT_S = 20.0
 
 _FINAL_ERRNOS = {
@@ -78,16 +85,13 @@ class RunDirectory:
         self.storage_options = storage_options
         self.is_local = is_local(self.uri)
         self._sleep = sleep
-        self.fs, self.root = self._open(requests=_DRIVER_REQUESTS)
+        self.fs, self.root = open_store(self.uri, storage_options)
         self._files: Files
         if self.is_local:
             self._files = LocalFiles(self.path(".tmp"))
         else:
-            once, _ = self._open(requests=1)
+            once, _ = open_bounded(self.uri, storage_options or {}, requests=1, timeout_s=_TIMEOUT_S)
             self._files = StoredFiles(once, conditional_put=conditional_put)
-
-    def _open(self, requests: int) -> tuple[Any, str]:
-        return open_bounded(self.uri, self.storage_options or {}, requests=requests, timeout_s=_TIMEOUT_S)
 
     @property
     def conditional_put(self) -> bool:
@@ -241,6 +245,7 @@ class RunDirectory:
         """Turn the last error of writing a file into a sentence."""
         try:
             yield
+            self.fs.invalidate_cache(self.path(name))  # written beside it
         except Exception as error:
             file = f"{self.uri}/{name}"
             if _is_refusal(error):
