@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from itertools import groupby
 from threading import Lock
 from typing import BinaryIO, NamedTuple
@@ -13,9 +12,8 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from ovss_ray.errors import InputError, OvssError
-from ovss_ray.images.explaining import no_byte_ranges, why_unreadable
-from ovss_ray.images.inventory import CurrentObjects, open_inventory_file, parse_inventory
+from ovss_ray.images.explaining import listing, no_byte_ranges
+from ovss_ray.images.inventory import CurrentObjects, Inventory, open_inventory_file, parse_inventory
 from ovss_ray.images.kept_columns import check_columns, to_json
 from ovss_ray.images.list_files import find_columns, read_rows
 from ovss_ray.images.members import check_container, tar_uri
@@ -95,7 +93,7 @@ class ContainerReader:
         Raises:
             InputError: the file cannot be read, or not to its end; after everything before.
         """
-        try:
+        with listing(container.uri):
             fs, path = open_store(container.uri, self._storage_options)
             name = path_in(container.uri, path)
             if is_tar(name):
@@ -103,14 +101,11 @@ class ContainerReader:
             elif list_format(name) == ".parquet":
                 yield from self._parquet(fs, path, container)
             elif extension_of(name) == "json":
-                yield from self._inventory(fs, path, container)
+                yield from self._inventory(parse_inventory(fs.cat_file(path), container.uri))
             else:
                 kind = list_format(name) or ".txt"
-                yield from self._list(open_text_table(fs, path, container.uri, kind=kind), container)
-        except OvssError:
-            raise
-        except Exception as error:  # every store raises exceptions of its own, from drivers that may not be installed
-            raise InputError(why_unreadable(container.uri, error)) from error
+                with open_text_table(fs, path, container.uri, kind=kind) as table:
+                    yield from self._rows(table, container.uri)
 
     def _tar(self, fs: fsspec.AbstractFileSystem, path: str, container: Container) -> Iterator[ImageRef]:
         check_container(container.uri)
@@ -161,18 +156,12 @@ class ContainerReader:
             else:
                 self._other_files.add(path)
 
-    def _list(self, opened: AbstractContextManager[Table], container: Container) -> Iterator[ImageRef | Container]:
-        with opened as table:
-            yield from self._rows(table, container.uri)
-
-    def _inventory(
-        self, fs: fsspec.AbstractFileSystem, path: str, container: Container
-    ) -> Iterator[ImageRef | Container]:
-        inventory = parse_inventory(fs.cat_file(path), container.uri)
+    def _inventory(self, inventory: Inventory) -> Iterator[ImageRef | Container]:
         for uri in inventory.files:
-            store, place = open_store(uri, self._storage_options)
-            with open_inventory_file(store, place, uri, inventory) as table:
-                yield from self._rows(CurrentObjects(table, inventory), uri)
+            with listing(uri):
+                fs, path = open_store(uri, self._storage_options)
+                with open_inventory_file(fs, path, uri, inventory) as table:
+                    yield from self._rows(CurrentObjects(table, inventory), uri)
 
     def _rows(self, table: Table, source: str) -> Iterator[ImageRef | Container]:
         columns = find_columns(table.columns, source, self._wanted)

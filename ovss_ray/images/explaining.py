@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from ovss_ray.errors import InputError
+from ovss_ray.errors import InputError, OvssError
 from ovss_ray.images.stores import store_failure
 
 
@@ -29,6 +31,20 @@ def no_byte_ranges(source: str) -> InputError:
     return InputError(
         f"the server of {source} knows no byte ranges, which images inside a file need; download it first"
     )
+
+
+@contextmanager
+def listing(source: str) -> Iterator[None]:
+    """Turn any exception of a store into an `InputError` that says what it means for `source`.
+
+    Every store raises exceptions of its own, from drivers that may not be installed.
+    """
+    try:
+        yield
+    except OvssError:
+        raise
+    except Exception as error:
+        raise InputError(why_unreadable(source, error)) from error
 
 
 def why_unreadable(source: str, error: Exception) -> str:

@@ -12,10 +12,10 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ovss_ray.errors import InputError, OvssError, SettingError
+from ovss_ray.errors import InputError, SettingError
+from ovss_ray.images import explaining
 from ovss_ray.images.containers import Container, ContainerReader, OtherFiles, is_hidden, path_in
 from ovss_ray.images.drivers import open_bounded
-from ovss_ray.images.explaining import nearest_name, why_unreadable
 from ovss_ray.images.globs import GlobPattern, expand_braces, has_magic, is_enumeration
 from ovss_ray.images.parallel import flat_map_ordered
 from ovss_ray.images.references import ImageRef, Wanted, extension_of
@@ -101,16 +101,12 @@ class _Listing:
         self._fs, self._path = open_store(source, storage_options)
 
     def sampled(self, sample: float | None) -> Iterator[ImageRef]:
-        try:
+        with explaining.listing(self._source):
             for ref in self._opened(self._found()):
                 self._images += 1
                 _check_storable(ref.uri)
                 if sample is None or _uniform(ref.uri) < sample:
                     yield ref
-        except OvssError:
-            raise
-        except Exception as error:  # every store raises exceptions of its own, from drivers that may not be installed
-            raise InputError(why_unreadable(self._source, error)) from error
 
     def _opened(self, found: Iterator[ImageRef | Container]) -> Iterator[ImageRef]:
         """Put the images of containers in their place, several containers at once."""
@@ -177,7 +173,7 @@ class _Listing:
             if Path(pattern.base).is_dir():
                 return self._local_folder(pattern.base, pattern)
             path = pattern.base
-        raise InputError(f"there is no {path}{nearest_name(path)}; check the path")
+        raise InputError(f"there is no {path}{explaining.nearest_name(path)}; check the path")
 
     def _local_folder(self, folder: str, pattern: GlobPattern | None) -> Iterator[ImageRef | Container]:
         files = walk_local(folder, partial(_enter, pattern))
