@@ -19,6 +19,7 @@ _Key = tuple[str, int, str | None]  # key, size, ETag
 
 _REQUESTS = 32  # under way at once
 _SERIAL_PAGES = 4  # a range of keys that is longer is split at its folders
+_SMALLEST_FOLDER = 4  # keys, on an average page
 _PAGES_AHEAD = 2048  # pages held for later: two million keys, about 80 MB
 
 
@@ -48,7 +49,7 @@ class _Range:
 
     Attributes:
         folders: list the folders right below the prefix instead of what is in them.
-        keys_per_folder: expected, from what was listed before.
+        folders_together: so many folders make a range that is hardly longer than what is listed without a split.
         next: the range behind this one.
         token: where the next page begins.
     """
@@ -58,13 +59,11 @@ class _Range:
     first: str = ""
     last: str = ""
     folders: bool = False
-    keys_per_folder: float = 0.0
+    folders_together: int = 1
     next: _Range | None = None
     pages: list[bytes] = field(default_factory=list)
     token: str | None = None
     listed_pages: int = 0
-    listed_keys: int = 0
-    listed_folders: int = 0
     asked: bool = False
     done: bool = False
 
@@ -79,11 +78,6 @@ class _Range:
         if self.token is not None:
             return {"Prefix": self.prefix, "ContinuationToken": self.token, **delimiter}
         return {"Prefix": self.prefix, **({"StartAfter": self.after} if self.after else {}), **delimiter}
-
-    def folders_together(self) -> int:
-        """How many folders make a range that is hardly longer than what is listed without being split."""
-        keys_per_page = self.listed_keys / max(self.listed_pages, 1)
-        return max(int(_SERIAL_PAGES * keys_per_page / self.keys_per_folder), 1)
 
 
 class _Listing:
@@ -155,19 +149,20 @@ class _Listing:
         range_.done = range_.token is None or any(map(range_.is_behind, keys[-1:]))
         range_.after = keys[-1] if keys else range_.after
         range_.listed_pages += 1
-        range_.listed_keys += len(keys)
-        range_.listed_folders += len({_head(key, range_.prefix) for key in keys})
-        if range_.done or not keys or range_.listed_pages < _SERIAL_PAGES or not self._splits:
+        folders = len({_head(key, range_.prefix) for key in keys})
+        long = range_.listed_pages >= _SERIAL_PAGES and self._splits
+        # Listing the folders costs a request per thousand, too: of smaller ones it would take as long as their keys.
+        if range_.done or not long or not keys or len(keys) < _SMALLEST_FOLDER * folders:
             return []
         range_.done = True
-        return _rest(range_)
+        return _rest(range_, max(_SERIAL_PAGES * (folders - 1), 1))
 
     def _take_folders(self, range_: _Range, page: dict[str, Any]) -> list[_Range]:
         """Turn a page of folders into ranges; the files between them are results already."""
         files = {item["Key"]: item for item in page.get("Contents", ())}
         names = sorted([*files, *(item["Prefix"] for item in page.get("CommonPrefixes", ()))])
         follow = []
-        for group in _groups([name for name in names if range_.has(name)], files.keys(), range_.folders_together()):
+        for group in _groups([name for name in names if range_.has(name)], files.keys(), range_.folders_together):
             if group[-1] in files:
                 follow.append(_Range(group[0], done=True))
                 self._hold(follow[-1], [files[name] for name in group])
@@ -181,11 +176,11 @@ class _Listing:
         return follow
 
 
-def _rest(range_: _Range) -> list[_Range]:
+def _rest(range_: _Range, folders_together: int) -> list[_Range]:
     """What is left of a range that has turned out long: the folder it stands in, and the folders behind that."""
     folder = _head(range_.after, range_.prefix)
     behind = replace(range_, next=None, done=False, pages=[], token=None, folders=True, after=folder)
-    behind.keys_per_folder = range_.listed_keys / range_.listed_folders
+    behind.folders_together = folders_together
     if not folder.endswith("/"):
         return [behind]
     inside = _Range(folder, after=range_.after, first=range_.first)

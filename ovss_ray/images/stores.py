@@ -197,6 +197,8 @@ def _failure_by_code(error: BaseException) -> StoreFailure | None:
     code = response.get("Error", {}).get("Code") if isinstance(response, Mapping) else None
     if code in _THROTTLING_CODES:
         return "throttled"
+    if code == "NoSuchUpload":  # status 404, but of an upload in parts that was lost, not of a file
+        return "other"
     return "timeout" if code == "RequestTimeout" else None
 
 

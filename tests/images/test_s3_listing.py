@@ -99,18 +99,29 @@ def test_large_folders_are_listed_side_by_side() -> None:
 
 
 def test_small_folders_are_listed_together() -> None:
-    keys = [f"{folder:04}/{name}.jpg" for folder in range(3000) for name in range(3)]
+    keys = [f"{folder:04}/{name}.jpg" for folder in range(1000) for name in range(10)]
     found, requests = listed(keys, 100)
     assert found == keys
-    assert requests["keys"] < pages(keys, 100) * 1.6
-    assert requests["folders"] <= 3000 // 100 + 1
+    assert requests["keys"] < pages(keys, 100) * 1.4
+    assert requests["folders"] <= 1000 // 100 + 1
 
 
-def test_a_flat_folder_costs_no_more_than_its_pages() -> None:
-    keys = [f"{name:05}.jpg" for name in range(5000)]
+@pytest.mark.parametrize("folder_size", [1, 3, 5000])
+def test_what_splitting_cannot_speed_up_costs_its_pages_and_nothing_more(folder_size: int) -> None:
+    keys = [f"{number // folder_size:04}/{number:05}.jpg" for number in range(5000)]
+    found, requests = listed(keys, 100, keys[0][:5] if folder_size == 5000 else "")
+    assert found == keys
+    assert requests == {"keys": pages(keys, 100)}
+
+
+def test_folders_behind_many_files_are_found() -> None:
+    keys = sorted(
+        [f"{name:05}.jpg" for name in range(1000)]
+        + [f"x{folder}/{name:03}" for folder in range(9) for name in range(200)]
+    )
     found, requests = listed(keys, 100)
     assert found == keys
-    assert requests.total() <= pages(keys, 100) + 1
+    assert 1 <= requests["folders"] <= 3
 
 
 def test_what_waits_for_its_turn_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
