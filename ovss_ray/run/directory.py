@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READ_ATTEMPTS = 5
-LIST_ATTEMPTS = 2  # the driver itself tries each page of a listing again
+LIST_ATTEMPTS = 3  # the driver itself tries each page of a listing again
 WRITE_ATTEMPTS = 7  # half a minute: much cheaper than to label a shard again
 _TIMEOUT_S = 20.0
 
@@ -112,7 +112,8 @@ class RunDirectory:
         """Bytes of a file, or None if there is no such file.
 
         Raises:
-            InputError: the store cannot be reached, or refuses; `exists` and the listings raise it too.
+            InputError: the store cannot be reached, is busy for long, or refuses.
+            StoreUnavailableError: the last attempt failed in another way; `exists` and the listings raise both too.
         """
         try:
             return self._reading(name, lambda: self._files.read(self.path(name)))
@@ -220,13 +221,20 @@ class RunDirectory:
 
     def _reading(self, name: str, operation: Callable[[], T], attempts: int = READ_ATTEMPTS) -> T:
         with explained(f"{self.uri}/{name}"):
-            return try_often(
-                operation,
-                attempts=attempts,
-                is_final=lambda error: _is_refusal(error) or store_failure(error) == "credentials",
-                sleep=self._sleep,
-                on_retry=lambda failure, error: self._warn("reading", name, failure, error),
-            )
+            try:
+                return try_often(
+                    operation,
+                    attempts=attempts,
+                    is_final=lambda error: _is_refusal(error) or store_failure(error) == "credentials",
+                    sleep=self._sleep,
+                    on_retry=lambda failure, error: self._warn("reading", name, failure, error),
+                )
+            except Exception as error:
+                if store_failure(error) != "other":
+                    raise  # explained above, or a file that is not there
+                raise StoreUnavailableError(
+                    f"{self.uri}/{name} could not be read in {attempts} attempts: {_reason(error)}"
+                ) from error
 
     def _persist(self, name: str, operation: Callable[[], T]) -> T:
         return try_often(

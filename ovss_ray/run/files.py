@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _REQUEST_S = 60.0
 _SLOWEST_UPLOAD = 2**20  # bytes/s that an upload is given time for
+_LARGEST_PUT = 5 * 2**30  # of S3
 _REWRITES = 3
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # as link() tells it
 
@@ -180,7 +181,10 @@ class StoredFiles:
         except FileNotFoundError:
             raise OSError(errno.EBUSY, "the store says that the file exists, but it is not there") from None
 
-    def _put(self, path: str, data: bytes, **options: str) -> None:
+    def _put(self, path: str, data: bytes, **options: Any) -> None:
+        if "s3" in self._fs.protocol and len(data) < _LARGEST_PUT:
+            # In one request: s3fs would send 100 MB and more in parts, which can be half done.
+            options["chunksize"] = _LARGEST_PUT
         call_within(self._fs, _REQUEST_S + len(data) / _SLOWEST_UPLOAD, "pipe_file", path, data, **options)
 
     def _call(self, method: str, path: str) -> Any:

@@ -16,6 +16,7 @@ from ovss_ray import open_run
 from ovss_ray.errors import RunFailedError
 from ovss_ray.images import backoff
 from ovss_ray.images.stores import open_store
+from ovss_ray.run.directory import WRITE_ATTEMPTS
 from ovss_ray.run.driver import run_job
 from ovss_ray.spec import JobSpec
 from tests.faults import LOST_REPLY, RESET, TRUNCATED, FaultyEndpoint, HttpFault, status
@@ -148,6 +149,19 @@ def test_a_write_that_is_refused_stops_the_run_and_the_same_command_continues(
     assert_complete(f"{s3}/run")
     now = shards_of(f"{s3}/run")
     assert {shard: now[shard] for shard in kept} == kept
+
+
+def test_a_shard_that_cannot_be_written_for_long_stops_the_run_and_the_same_command_continues(
+    make_spec: MakeSpec, store: FaultyEndpoint, s3: str
+) -> None:
+    store.plan.add(status(503), method="PUT", path="*/shards/00000002.parquet")
+    spec = make_spec(input=f"{s3}/photos", run=f"{s3}/run", max_shard_attempts=2)
+    with pytest.raises(RunFailedError, match=r"(?s)00000002.parquet could not be written in 7 attempts: SlowDown"):
+        run_job(spec)
+    assert len(store.asked("PUT", "*/shards/00000002.parquet")) == 2 * WRITE_ATTEMPTS
+    store.plan.clear()
+    assert run_job(spec).labelled == IMAGES
+    assert_complete(f"{s3}/run")
 
 
 # -- two drivers -------------------------------------------------------------------------------------------------------

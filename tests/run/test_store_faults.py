@@ -97,6 +97,14 @@ def test_a_put_whose_reply_got_lost_once_is_ours(store: FaultyEndpoint, director
     assert files_of(s3) == {f"run/{SHARD}": OURS}
 
 
+def test_a_large_file_is_one_put_too(store: FaultyEndpoint, directory: RunDirectory, s3: str) -> None:
+    large = bytes(101 * 2**20)  # from 100 MB on s3fs would send it in parts
+    store.plan.add(LOST_REPLY, method="PUT", first=1)
+    assert directory.create(SHARD, large) is True
+    assert {request.method for request in store.asked()} == {"PUT", "HEAD", "GET"}
+    assert files_of(s3) == {f"run/{SHARD}": large}
+
+
 @pytest.mark.parametrize("same_length", [True, False])
 def test_a_race_that_was_lost_stays_lost_when_the_reply_gets_lost_too(
     same_length: bool, store: FaultyEndpoint, directory: RunDirectory, s3: str
@@ -253,6 +261,15 @@ def test_a_listing_that_is_forbidden_is_explained(
     with pytest.raises(InputError, match="run/shards cannot be read: access is denied"):
         directory.done_shards()
     assert waits == []
+
+
+def test_a_file_that_cannot_be_read_for_long_is_explained(
+    store: FaultyEndpoint, directory: RunDirectory, waits: list[float]
+) -> None:
+    store.plan.add(status(400), method="GET")
+    with pytest.raises(StoreUnavailableError, match="run/run.json could not be read in 5 attempts: InvalidArgument"):
+        directory.read("run.json")
+    assert len(waits) == 4
 
 
 # -- other drivers, by what they raise ---------------------------------------------------------------------------------
