@@ -345,6 +345,13 @@ def test_passing_trouble_of_a_bucket_is_overcome_and_counted_by_kind(
     assert len(bucket.asked(path="*/7.jpg")) == 3
 
 
+def test_a_busy_bucket_is_left_alone_as_long_as_it_asks(bucket: FaultyEndpoint, s3: str, waits: list[float]) -> None:
+    bucket.plan.add(status(503, retry_after="7"), first=2)
+    assert Fetcher(sleep=waits.append).fetch(f"{s3}/7.jpg") == BODY
+    assert all(7 <= wait <= 7 + 4 for wait in waits)
+    assert len(waits) == 2
+
+
 @pytest.mark.parametrize("fault", [RESET, LOST_REPLY])
 def test_lost_connections_are_overcome(fault: HttpFault, bucket: FaultyEndpoint, s3: str, waits: list[float]) -> None:
     bucket.plan.add(fault, method="GET", path="*/7.jpg", first=4)

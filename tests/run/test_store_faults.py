@@ -150,10 +150,11 @@ def test_what_is_refused_is_not_tried_again(
     assert (len(store.asked("PUT")), waits) == (2, [])
 
 
-def test_a_refusal_because_of_a_file_that_is_not_there_is_not_believed(
-    store: FaultyEndpoint, directory: RunDirectory, s3: str
+@pytest.mark.parametrize("fault", [status(412), status(404, "NoSuchUpload")], ids=lambda fault: fault.code)
+def test_a_refusal_that_cannot_be_true_is_not_believed(
+    fault: HttpFault, store: FaultyEndpoint, directory: RunDirectory, s3: str
 ) -> None:
-    store.plan.add(status(412), method="PUT", first=2)
+    store.plan.add(fault, method="PUT", first=2)
     assert directory.create(SHARD, OURS) is True
     assert files_of(s3) == {f"run/{SHARD}": OURS}
     assert len(store.asked("PUT")) == 3
