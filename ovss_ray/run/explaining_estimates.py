@@ -1,0 +1,146 @@
+"""An estimate in words: the rows of its table, what would help, and what it cannot know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ovss_ray.run.estimate import Estimate
+from ovss_ray.run.forecast import Interval, StageRate
+from ovss_ray.run.progress import duration
+from ovss_ray.spec import JobSpec
+
+SURE_AFTER_S = 10.0
+
+STAGE_NAMES = {"write": "put"}
+
+
+def describe(estimate: Estimate) -> list[tuple[str, str]]:
+    """Name and text of everything an estimate says about the whole input."""
+    ahead = estimate.forecast
+    workers = f"{ahead.workers:,} {'worker' if ahead.workers == 1 else 'workers'}"
+    unit = "GPU" if estimate.device == "cuda" else "CPU worker"
+    rows = [
+        ("images", _images(estimate)),
+        ("sample", _sample(estimate)),
+        ("start-up", f"{duration(ahead.start_up_s)} for each worker: process, model, vocabulary"),
+        ("one worker", f"{_number(ahead.images_per_s)} images/s, {_hours(ahead.hours_one_worker)}"),
+        (workers, f"{_hours(ahead.hours)}, {_number(ahead.gpu_hours)} {unit} hours"),
+    ]
+    if ahead.price is not None:
+        rows.append(("price", _number(ahead.price)))
+    parts = f"{size(ahead.label_map_bytes)} label maps, {size(ahead.statistics_bytes)} statistics"
+    rows.append(("output", f"{size(ahead.output_bytes)}: {parts}"))
+    shard = f"{ahead.shards:,} of {ahead.shard_size:,} images: {duration(60 * ahead.shard_minutes)} and "
+    rows.append(("shards", f"{shard}{size(ahead.shard_bytes)} each{_better_shards(ahead.recommended_shard_size)}"))
+    return rows
+
+
+def describe_stage(stage: StageRate) -> tuple[str, str, str, str]:
+    """Name, threads, milliseconds and images per second of a stage."""
+    rate = "-" if stage.images_per_s is None else f"{stage.images_per_s:,.1f}"
+    return STAGE_NAMES.get(stage.stage, stage.stage), str(stage.threads), f"{stage.ms_per_image:,.2f}", rate
+
+
+def advise(estimate: Estimate, spec: JobSpec) -> str:
+    """Which stage binds, and what would help."""
+    ahead = estimate.forecast
+    if estimate.binding_stage is None:
+        return "No stage binds: nothing reached the segmenter."
+    rates = {stage.stage: stage.images_per_s for stage in ahead.stages}
+    if (rates["write"] or ahead.images_per_s.value) < ahead.images_per_s.value:
+        return "Putting shards takes longer than computing them: use a larger shard_size, or another place for the run."
+    more_cores = (
+        "more CPU cores for each worker (a larger machine per GPU)" if estimate.device == "cuda" else "more cores"
+    )
+    help_for: dict[str, Callable[[], str]] = {
+        "fetch": lambda: (
+            f"more requests at a time (fetch_concurrency, now {spec.fetch_concurrency}), workers in the "
+            "region of the images, or small images packed into tars"
+        ),
+        "decode": lambda: f"{more_cores}, or smaller copies of the images",
+        "encode": lambda: more_cores + ("" if spec.label_map == "zstd" else ", or --label-map zstd, which is faster"),
+        "segment": lambda: _faster_segmenter(estimate, spec),
+    }
+    return f"Bound by {estimate.binding_stage}. What would help: {help_for[estimate.binding_stage]()}."
+
+
+def caveats(estimate: Estimate, spec: JobSpec) -> list[str]:
+    """What limits this estimate, what it noticed, and what no sample can tell."""
+    ahead = estimate.forecast
+    notes = []
+    if estimate.failed_fraction > spec.max_failed_fraction:
+        notes.append(
+            f"{estimate.failed_fraction:.0%} of the sample failed: the run would stop at max_failed_fraction = "
+            f"{spec.max_failed_fraction:g}"
+        )
+    if ahead.images_per_s.low is None:
+        notes.append("the sample was too small for an interval; give a larger --sample-images")
+    elif estimate.sample_seconds < SURE_AFTER_S:
+        notes.append(
+            f"the sample took {estimate.sample_seconds:.1f} s only, warm-up excluded; a larger --sample-images "
+            "makes the estimate surer"
+        )
+    if estimate.images_listed < estimate.images:
+        notes.append(f"the sample is from the first {estimate.images_listed:,} images of the listing")
+    if estimate.device == "cpu" and ahead.workers > 1:
+        notes.append("one worker ran alone; several on one machine also share its memory bandwidth")
+    if spec.gpus_per_worker != "auto" and 0 < spec.gpus_per_worker < 1 and estimate.device == "cuda":
+        notes.append("one worker had its GPU alone; those that share a GPU are each slower")
+    notes.append(
+        "not knowable from a sample: throttling of the store when all workers read at once, other tenants of the "
+        "machines and the network, spot interruptions (each costs the worker up to two shards), slower nodes"
+    )
+    return notes
+
+
+def size(size_bytes: float) -> str:
+    """Bytes for people: "740 B", "1.2 MB", "35 GB"."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size_bytes < 999.5 or unit == "TB":
+            break
+        size_bytes /= 1000
+    return f"{size_bytes:.0f} {unit}" if size_bytes >= 10 or unit == "B" else f"{size_bytes:.1f} {unit}"
+
+
+def _images(estimate: Estimate) -> str:
+    known = "" if estimate.input_bytes is None else f", {size(estimate.input_bytes)}"
+    return f"{estimate.images:,}{known} in {estimate.input}"
+
+
+def _sample(estimate: Estimate) -> str:
+    failed = f", {estimate.failed_fraction:.1%} failed" if estimate.failed_fraction else ", none failed"
+    return (
+        f"{estimate.sample_images:,} images at random, on {estimate.device} in {estimate.dtype}{failed}; "
+        "warm-up not counted"
+    )
+
+
+def _faster_segmenter(estimate: Estimate, spec: JobSpec) -> str:
+    if estimate.device == "cpu":
+        return "a GPU, or fewer pixels for the network (settings such as short_side, stride, crop=0)"
+    faster = [f"a larger batch_size (now {spec.batch_size}) if the GPU has memory left"]
+    if estimate.dtype == "float32":
+        faster.append("dtype float16")
+    return ", ".join([*faster, "fewer pixels for the network (short_side, stride), or more GPUs"])
+
+
+def _better_shards(recommended: int | None) -> str:
+    return "" if recommended is None else f"; better --shard-size {recommended}"
+
+
+def _hours(interval: Interval) -> str:
+    return _shown(interval, lambda hours: duration(3600 * hours))
+
+
+def _number(interval: Interval) -> str:
+    return _shown(interval, _rounded)
+
+
+def _shown(interval: Interval, show: Callable[[float], str]) -> str:
+    if interval.low is None or interval.high is None:
+        return show(interval.value)
+    return f"{show(interval.value)} ({show(interval.low)} to {show(interval.high)})"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
