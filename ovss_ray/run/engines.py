@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +20,8 @@ log = logging.getLogger(__name__)
 
 SHARDS_PER_WORKER = 2  # one on the device, one being fetched or written
 CPUS_PER_CPU_WORKER = 4
+LONGEST_REASON = 300
+FIND_OUT_S = 60.0
 NODE_DIED = "its node has died"  # Ray says so in words only
 
 
@@ -174,30 +179,48 @@ class _RayWorker:
         self._whole_gpu = whole_gpu
 
     def place(self) -> Future[Place]:
-        return _settled(self._actor.__ray_call__.remote(_where, self._whole_gpu))
+        return self._settled(self._actor.__ray_call__.remote(_where, self._whole_gpu))
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        return _settled(getattr(self._actor, method).remote(*arguments))
+        return self._settled(getattr(self._actor, method).remote(*arguments))
+
+    def _settled(self, reference: Any) -> Future[Any]:
+        """A future of what a Ray call gives, with Ray's errors translated."""
+        outcome: Future[Any] = Future()
+
+        def settle(answered: Future[Any]) -> None:
+            error = answered.exception()
+            if error is None:
+                outcome.set_result(answered.result())
+            elif _is_unavailable(error):
+                self._find_out(outcome, time.monotonic() + FIND_OUT_S)
+            else:
+                outcome.set_exception(_translate(error))
+
+        reference.future().add_done_callback(settle)
+        return outcome
+
+    def _find_out(self, outcome: Future[Any], deadline: float) -> None:
+        """Why an actor does not answer: Ray often knows only later whether its process or its node has died."""
+
+        def settle(answered: Future[Any]) -> None:
+            error = answered.exception()
+            if error is not None and not _is_unavailable(error):
+                outcome.set_exception(_translate(error))
+            elif error is None or time.monotonic() > deadline:
+                # It lives, but what it was doing is lost.
+                outcome.set_exception(WorkerGoneError("the connection to the worker broke", blameless=True))
+            else:
+                again = threading.Timer(1.0, self._find_out, (outcome, deadline))
+                again.daemon = True
+                again.start()
+
+        self._actor.__ray_ready__.remote().future().add_done_callback(settle)
 
     def kill(self) -> None:
         import ray
 
         ray.kill(self._actor)
-
-
-def _settled(reference: Any) -> Future[Any]:
-    """A future of what a Ray call gives, with Ray's errors translated."""
-    outcome: Future[Any] = Future()
-
-    def settle(answered: Future[Any]) -> None:
-        error = answered.exception()
-        if error is None:
-            outcome.set_result(answered.result())
-        else:
-            outcome.set_exception(_translate(error))
-
-    reference.future().add_done_callback(settle)
-    return outcome
 
 
 def _where(_: Worker, whole_gpu: bool) -> Place:
@@ -217,6 +240,12 @@ def _resources() -> tuple[int, float]:
     return max(int(total.get("CPU", 1)), 1), float(total.get("GPU", 0.0))
 
 
+def _is_unavailable(error: BaseException) -> bool:
+    from ray.exceptions import ActorUnavailableError
+
+    return isinstance(error, ActorUnavailableError)
+
+
 def _translate(error: BaseException) -> Exception:
     """Ray's errors in the engine's terms: what the worker raised, or that the worker is gone."""
     from ray.exceptions import RayActorError, RayTaskError
@@ -224,9 +253,19 @@ def _translate(error: BaseException) -> Exception:
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error.cause))
     if isinstance(error, RayActorError):
-        reason = " ".join(str(error).split())
-        return WorkerGoneError(reason[:500], blameless=error.preempted or NODE_DIED in reason)
+        said = " ".join(str(error).split())
+        return WorkerGoneError(_cause_of_death(said), blameless=error.preempted or NODE_DIED in said)
     return error if isinstance(error, Exception) else RuntimeError(str(error))
+
+
+def _cause_of_death(said: str) -> str:
+    """What Ray says of a dead actor without the names of its parts and the advice."""
+    pid = re.search(r"\bpid: (\d+)", said)
+    process = f"the worker's process ({pid[1]})" if pid else "the worker's process"
+    if NODE_DIED in said:
+        return f"{process} is gone: {said[said.index(NODE_DIED) :]}"[:LONGEST_REASON]
+    detail = re.search(r"exit detail: (.*?)(?: Some common causes|$)", said)
+    return f"{process} died: {detail[1] if detail else said}"[:LONGEST_REASON]
 
 
 def _connect(address: str | None) -> None:

@@ -74,6 +74,7 @@ class LocalFiles:
         return Path(path).read_bytes()
 
     def create(self, path: str, data: bytes) -> bool:
+        Path(path).parent.mkdir(exist_ok=True)
         return self._write_temporary(data, lambda temporary: _link(temporary, path))
 
     def replace(self, path: str, data: bytes) -> None:

@@ -40,10 +40,13 @@ class ShardClock:
         self._queues.pop(worker, None)
 
     def overdue(self, now: float) -> list[int]:
-        """Shards that have taken more than twice the 95th percentile of the last ones, and five seconds."""
+        """Shards that have taken more than twice the 95th percentile of the last ones, and five seconds.
+
+        Those that wait behind one of them on the same worker are overdue as well.
+        """
         if len(self._seconds) < FEWEST:
             return []
         p95 = sorted(self._seconds)[int(0.95 * (len(self._seconds) - 1))]
         limit = max(TIMES_P95 * p95, SHORTEST_S)
-        heads = [(worker, queue[0]) for worker, queue in self._queues.items() if queue]
-        return [shard for worker, shard in heads if now - self._since[worker] > limit]
+        late = [queue for worker, queue in self._queues.items() if queue and now - self._since[worker] > limit]
+        return [shard for queue in late for shard in queue]

@@ -28,16 +28,42 @@ def method_names() -> tuple[str, ...]:
 
 
 def get_method(name: str) -> type[Segmenter]:
-    """The class of a method, with its `Settings` and its `card`; raises `SettingError` for an unknown name."""
+    """The class of a method, with its `Settings` and its `card`.
+
+    Args:
+        name: one of `method_names()`, or "package.module:Class" for a method of one's own.
+
+    Raises:
+        SettingError: there is no such method.
+    """
     from ovss_ray.segmenters.base import Segmenter
 
+    if ":" in name:
+        return _imported(name)
     if name not in METHODS:
-        raise SettingError(f"there is no method '{name}', only {', '.join(METHODS)}{nearest(name, METHODS)}")
+        raise SettingError(
+            f"there is no method '{name}', only {', '.join(METHODS)} and 'module:Class'{nearest(name, METHODS)}"
+        )
     module = import_module(f"ovss_ray.segmenters.{name}")
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Segmenter) and vars(value).get("name") == name:
             return value
     raise TypeError(f"{module.__name__} defines no Segmenter whose name is '{name}'")
+
+
+def _imported(name: str) -> type[Segmenter]:
+    from ovss_ray.segmenters.base import Segmenter
+
+    module_name, _, attribute = name.partition(":")
+    try:
+        method = getattr(import_module(module_name), attribute)
+    except ImportError as error:
+        raise SettingError(f"method '{name}': {error}; install the module wherever workers run") from error
+    except AttributeError:
+        raise SettingError(f"method '{name}': the module {module_name} has no {attribute}") from None
+    if not (isinstance(method, type) and issubclass(method, Segmenter)):
+        raise SettingError(f"method '{name}' is not a Segmenter; see docs/adding_a_method.md")
+    return method
 
 
 def load_segmenter(
@@ -51,7 +77,7 @@ def load_segmenter(
     """Loads a method with its frozen models, ready to segment.
 
     Args:
-        method: one of `method_names()`.
+        method: one of `method_names()`, or "package.module:Class".
         clip: "architecture/pretrained-tag", "architecture//path/to/weights", "demo" (the package's own tiny model),
             "architecture/random" (seeded random weights, for timing), "ViT-B/16" and its like for OpenAI's models, or
             an open_clip model instance, which is never changed.

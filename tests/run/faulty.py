@@ -1,0 +1,128 @@
+"""A real segmenter that meets with accidents, for runs in which processes really die.
+
+Pictures of one plain colour are what it cannot bear; `draw_fault` makes them. Everything else goes through CLIPBase.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+
+from ovss_ray.images import decoding
+from ovss_ray.segmenters import Segmentation, TextEmbeddings
+from ovss_ray.segmenters.base import Image
+from ovss_ray.segmenters.clipbase import CLIPBase
+from ovss_ray.segmenters.dense import DenseSettings
+
+METHOD = "tests.run.faulty:Faulty"
+
+FAULTS = {
+    "segfault": (250, 0, 10),
+    "kill": (250, 0, 20),
+    "exit": (250, 0, 30),
+    "hang": (250, 0, 40),
+    "slow-once": (250, 0, 50),
+    "too-large": (250, 0, 60),
+    "device-lost": (250, 0, 70),
+}
+DEADLY_WIDTH = 77  # of a BMP file, which then ends the process that decodes it
+
+
+def draw_fault(path: Path, fault: str, size: tuple[int, int] = (64, 64)) -> Path:
+    """Write a picture of one colour that brings the fault about (or a BMP, for "decode")."""
+    if fault == "decode":
+        path = path.with_suffix(".bmp")
+        PillowImage.new("RGB", (DEADLY_WIDTH, 40), (9, 9, 9)).save(path)
+    else:
+        path = path.with_suffix(".png")
+        PillowImage.new("RGB", size, FAULTS[fault]).save(path)
+    return path
+
+
+class _DeadlyBmp(decoding._PLUGINS["BMP"]):  # type: ignore[misc,name-defined]
+    def load(self) -> Any:
+        if self.size[0] == DEADLY_WIDTH:
+            ctypes.string_at(0)
+        return super().load()
+
+
+decoding._PLUGINS["BMP"] = _DeadlyBmp
+
+
+class Faulty(CLIPBase):
+    """CLIPBase with accidents."""
+
+    name = "faulty"
+
+    class Settings(DenseSettings):
+        """What goes wrong.
+
+        Attributes:
+            journal: file that gets a line per image that goes through the network: process, images before it.
+            kill_rate: probability that a micro-batch kills the process.
+            fits: images that fit into memory together; a too-large picture never does, but in little memory.
+            broken_gpu: index of a GPU on which nothing works.
+            seconds: time that each image takes.
+        """
+
+        SPEED_ONLY: ClassVar[frozenset[str]] = DenseSettings.SPEED_ONLY | {"journal", "kill_rate", "fits", "seconds"}
+
+        journal: str | None = None
+        kill_rate: float = 0.0
+        fits: int = 1000
+        broken_gpu: str | None = None
+        seconds: float = 0.0
+
+    settings: Settings
+
+    def segment(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool = False) -> list[Segmentation]:
+        """Segment, unless there is an accident."""
+        faults = {name for image in images for name, color in FAULTS.items() if (image == np.uint8(color)).all()}
+        self._break_down(faults)
+        if random.random() < self.settings.kill_rate:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if len(images) > self.settings.fits or ("too-large" in faults and not low_memory):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        time.sleep(self.settings.seconds * len(images))
+        found = super().segment(images, text, low_memory=low_memory)
+        self._note(f"{os.getpid()} {len(images)}")
+        return found
+
+    def _break_down(self, faults: set[str]) -> None:
+        on_broken_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") == self.settings.broken_gpu
+        if "device-lost" in faults or on_broken_gpu:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if "segfault" in faults:
+            ctypes.string_at(0)
+        if "kill" in faults:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "exit" in faults:
+            os._exit(1)
+        if "hang" in faults:
+            time.sleep(10_000)
+        if "slow-once" in faults and self._is_first():
+            time.sleep(10_000)
+
+    def _is_first(self) -> bool:
+        assert self.settings.journal is not None
+        try:
+            Path(f"{self.settings.journal}.slow").open("x").close()
+        except FileExistsError:
+            return False
+        self._note(f"slow {os.getpid()}")
+        return True
+
+    def _note(self, line: str) -> None:
+        if self.settings.journal is not None:
+            with open(self.settings.journal, "a") as file:
+                file.write(f"{line}\n")
