@@ -26,7 +26,7 @@ from ovss_ray.images.walking import bare_etag
 
 
 class Container(NamedTuple):
-    """A file with many images; size and etag where a listing has told them.
+    """A file with many images; its etag where a listing has told it.
 
     Attributes:
         chosen: whether the user has named it, so that a list counts; in folders, only tars and Parquet files with
@@ -129,6 +129,7 @@ class ContainerReader:
     ) -> Iterator[ImageRef]:
         names = self._wanted.keep_columns
         fields = SampleFields(names)
+        found = False
         for _, sample in groupby(members, key=lambda member: sample_of(member.name)[0]):
             images = []
             for member in sample:
@@ -139,7 +140,9 @@ class ContainerReader:
                     self._other_files.add(member.name)
             extra = to_json(names, fields.take(), source)
             yield from (_tar_image(member, source, etag, extra) for member in images)
-        check_columns(names, list(fields.seen), source)
+            found = found or bool(images)
+        if found:
+            check_columns(names, list(fields.seen), source)
 
     def _parquet(
         self, fs: fsspec.AbstractFileSystem, path: str, container: Container

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from typing import Generic, TypeVar
 
@@ -35,12 +34,12 @@ def flat_map_ordered(
         return
     iterator = chain(first, iterator)
     window: deque[_Stream[R]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="open")
     try:
         while True:
             for item in islice(iterator, threads - len(window)):
                 window.append(_Stream(held))
-                pool.submit(window[-1].fill, function, item)
+                # A daemon: whoever keeps the iterator, half read, until the interpreter ends, is not held up by it.
+                threading.Thread(target=window[-1].fill, args=(function, item), daemon=True).start()
             if not window:
                 return
             yield from window[0]
@@ -48,7 +47,6 @@ def flat_map_ordered(
     finally:
         for stream in window:
             stream.abandon()
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Stream(Generic[R]):

@@ -145,9 +145,11 @@ class _Listing:
 
     def _take_keys(self, range_: _Range, page: dict[str, Any]) -> list[_Range]:
         keys = [item["Key"] for item in page.get("Contents", ())]
+        if keys and keys[0] <= range_.after:  # the store ignores StartAfter, so each range begins at its prefix
+            self._splits = False
         self._hold(range_, [item for item in page.get("Contents", ()) if range_.has(item["Key"])])
         range_.done = range_.token is None or any(map(range_.is_behind, keys[-1:]))
-        range_.after = keys[-1] if keys else range_.after
+        range_.after = max([range_.after, *keys[-1:]])
         range_.listed_pages += 1
         folders = len({_head(key, range_.prefix) for key in keys})
         long = range_.listed_pages >= _SERIAL_PAGES and self._splits
@@ -172,7 +174,7 @@ class _Listing:
                 follow.append(_Range(range_.prefix, after=_just_before(group[0]), first=group[0], last=group[-1]))
         range_.done = True
         if range_.token is not None and not any(map(range_.is_behind, names[-1:])):
-            follow.append(replace(range_, next=None, done=False, pages=[], after=max(names[-1:], default=range_.after)))
+            follow.append(replace(range_, next=None, done=False, pages=[], after=max([range_.after, *names[-1:]])))
         return follow
 
 

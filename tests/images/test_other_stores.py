@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ovss_ray.errors import ImageError, InputError
 from ovss_ray.images import Fetcher, ImageRef, StorageOptions, list_images
+
+
+def _tar() -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for name, content in (("1.jpg", b"one"), ("1.txt", b"t"), ("2.jpg", b"two")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return data.getvalue()
+
+
+def _parquet() -> bytes:
+    data = io.BytesIO()
+    pq.write_table(pa.table({"image": [b"three", b"four"]}), data)
+    return data.getvalue()
+
 
 OBJECTS = {
     "photos/": b"",
@@ -20,6 +42,8 @@ OBJECTS = {
     "photos/b/notes.md": b"n",
     "photos/.trash/x.jpg": b"x",
     "photosx/y.jpg": b"yy",
+    "packed/a.tar": _tar(),
+    "packed/b.parquet": _parquet(),
 }
 
 
@@ -34,7 +58,9 @@ class Storage(BaseHTTPRequestHandler):
         if key not in OBJECTS:
             self._answer(404, b"{}")
         elif query.get("alt") == "media":
-            self._answer(200, OBJECTS[key])
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            data = OBJECTS[key][int(asked[1]) : int(asked[2]) + 1] if asked else OBJECTS[key]
+            self._answer(206 if asked else 200, data)
         else:
             self._answer(200, json.dumps(self._describe(key)).encode())
 
@@ -77,7 +103,7 @@ def test_a_bucket_is_walked_folder_by_folder(options: StorageOptions) -> None:
     c = ImageRef("gs://bucket/photos/b/c.png", 1, "etag of photos/b/c.png")
     y = ImageRef("gs://bucket/photosx/y.jpg", 2, "etag of photosx/y.jpg")
     assert list(list_images("gs://bucket/photos", storage_options=options)) == [a, c]
-    assert list(list_images("gs://bucket", storage_options=options)) == [a, c, y]
+    assert list(list_images("gs://bucket/*/**.{jpg,png}", storage_options=options)) == [a, c, y]
     assert list(list_images("gs://bucket/photos*/*.jpg", storage_options=options)) == [a, y]
     assert list(list_images("gs://bucket/photos/a.jpg", storage_options=options)) == [a]
     with pytest.raises(InputError, match="gs://bucket/nothing does not exist"):
@@ -90,3 +116,15 @@ def test_objects_are_fetched(options: StorageOptions) -> None:
     with pytest.raises(ImageError) as caught:
         fetcher.fetch("gs://bucket/photos/missing.jpg")
     assert caught.value.status == "not_found"
+
+
+def test_images_inside_files_are_listed_and_fetched(options: StorageOptions) -> None:
+    refs = list(list_images("gs://bucket/packed", storage_options=options))
+    assert [ref.uri for ref in refs] == [
+        *(f"tar://{name}.jpg::gs://bucket/packed/a.tar" for name in (1, 2)),
+        *(f"parquet://image/{row}::gs://bucket/packed/b.parquet" for row in (0, 1)),
+    ]
+    assert {ref.etag for ref in refs} == {"etag of packed/a.tar", "etag of packed/b.parquet"}
+    fetcher = Fetcher(options)
+    found = [fetcher.fetch(ref.uri, ref.size_bytes, ref.offset) for ref in refs]
+    assert found == [b"one", b"two", b"three", b"four"]

@@ -16,15 +16,18 @@ from ovss_ray.images.s3_listing import walk_s3
 
 
 class Bucket:
-    """ListObjectsV2 as AWS documents it, for listings too many for a server; `strict` drops common prefixes that are
-    not behind StartAfter, as AWS does and other stores do not."""
+    """ListObjectsV2 as AWS documents it, for listings too many for a server, and as other stores answer it.
 
-    def __init__(self, keys: list[str], page: int, *, strict: bool = True) -> None:
+    AWS shows no common prefix that is not behind StartAfter; "lenient" stores do if something in it is; stores that
+    "ignore" StartAfter begin at the prefix.
+    """
+
+    def __init__(self, keys: list[str], page: int, manner: str = "strict") -> None:
         self.loop = get_loop()
         self.requests: Counter[str] = Counter()
         self._keys = sorted(keys)
         self._page = page
-        self._strict = strict
+        self._manner = manner
 
     async def _call_s3(
         self,
@@ -39,11 +42,11 @@ class Bucket:
         self.requests["folders" if Delimiter else "keys"] += 1
         entries: dict[str, bool] = {}
         for key in self._keys:
-            if key.startswith(Prefix) and key > StartAfter:
+            if key.startswith(Prefix) and (key > StartAfter or self._manner == "ignoring"):
                 head, slash, _ = key[len(Prefix) :].partition("/")
                 is_folder = bool(Delimiter and slash)
                 name = Prefix + head + slash if is_folder else key
-                if not (is_folder and self._strict and name <= StartAfter):
+                if not (is_folder and self._manner == "strict" and name <= StartAfter):
                     entries[name] = is_folder
         names = [name for name in entries if name > ContinuationToken]
         shown = names[: self._page]
@@ -55,8 +58,11 @@ class Bucket:
         }
 
 
-def listed(keys: list[str], page: int, prefix: str = "", *, strict: bool = True) -> tuple[list[str], Counter[str]]:
-    bucket = Bucket(keys, page, strict=strict)
+MANNERS = st.sampled_from(["strict", "lenient", "ignoring"])
+
+
+def listed(keys: list[str], page: int, prefix: str = "", manner: str = "strict") -> tuple[list[str], Counter[str]]:
+    bucket = Bucket(keys, page, manner)
     return [file.relative for file in walk_s3(bucket, "b", "", prefix)], bucket.requests  # type: ignore[arg-type]
 
 
@@ -64,22 +70,22 @@ names = st.text("ab-./~\U0010ffff", min_size=1, max_size=8)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sets(names, max_size=80), st.integers(1, 7), st.sampled_from(["", "a", "a/", "b-"]), st.booleans())
-def test_any_keys_come_once_and_sorted(keys: set[str], page: int, prefix: str, strict: bool) -> None:
+@given(st.sets(names, max_size=80), st.integers(1, 7), st.sampled_from(["", "a", "a/", "b-"]), MANNERS)
+def test_any_keys_come_once_and_sorted(keys: set[str], page: int, prefix: str, manner: str) -> None:
     expected = sorted(key for key in keys if key.startswith(prefix) and not key.endswith("/"))
-    assert listed(list(keys), page, prefix, strict=strict)[0] == expected
+    assert listed(list(keys), page, prefix, manner)[0] == expected
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.integers(3, 10))
-def test_trees_of_folders_come_once_and_sorted(seed: int, page: int) -> None:
+@given(st.integers(0, 10_000), st.integers(3, 10), MANNERS)
+def test_trees_of_folders_come_once_and_sorted(seed: int, page: int, manner: str) -> None:
     choice = random.Random(seed)
     keys = set()
     for _ in range(choice.randint(0, 600)):
         depth = choice.choice([0, 1, 1, 2, 3])
         folders = [choice.choice("abcdefgh") * choice.randint(1, 2) for _ in range(depth)]
         keys.add("/".join([*folders, f"{choice.randint(0, 500):03}.jpg"]))
-    assert listed(list(keys), page)[0] == sorted(keys)
+    assert listed(list(keys), page, "", manner)[0] == sorted(keys)
 
 
 def pages(keys: list[str], page: int) -> int:

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -342,6 +343,8 @@ def test_fields_of_samples_are_kept(tmp_path: Path) -> None:
         *[{"caption": None, "id": None, "txt": None, "cls": "4"}] * 2,
     ]
     assert fetched(refs) == list(contents(tar).values())
+    write_tar(tmp_path / "b.tar", [("README.md", b"no images")])
+    assert len(list(list_images(tmp_path / "{a,b}.tar", keep_columns=["caption"]))) == 5
     with pytest.raises(InputError, match=r"a\.tar has no column 'captoin' to keep; did you mean 'caption'"):
         list(list_images(tar, keep_columns=["captoin"]))
 
@@ -376,3 +379,19 @@ def test_a_failure_comes_in_its_place() -> None:
     assert sum(1 for _ in (next(results) for _ in range(5 * 301 + 300))) == 1805
     with pytest.raises(ValueError, match="file 5"):
         next(results)
+
+
+def test_a_half_read_listing_does_not_hold_up_the_end_of_a_program(tmp_path: Path) -> None:
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", [(f"{name}.jpg", b"") for name in range(600)])
+    program = f"""
+from ovss_ray.images import parallel
+from ovss_ray.images.containers import Container, ContainerReader, OtherFiles
+from ovss_ray.images.references import Wanted
+reader = ContainerReader(Wanted(frozenset(["jpg"])), None, OtherFiles())
+tars = [Container(f"{tmp_path}/{{number}}.tar") for number in range(3)]
+kept = parallel.flat_map_ordered(reader.images, tars, held=300)
+print(next(kept).offset)
+"""
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "512\n"
