@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit format bench clean
+.PHONY: help install demo test lint types unit chaos format bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ types: install ## Types: mypy, strict
 
 unit: install ## The test suite
 	$(BIN)/pytest
+
+chaos: install ## Kill workers, driver and requests at random over 2,400 images; the suite has a short form
+	OVSS_CHAOS_IMAGES=2400 $(BIN)/pytest tests/run/test_chaos.py --log-cli-level=INFO
 
 format: install ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
