@@ -70,13 +70,13 @@ class Gauge(Fetcher):
         self._lock = threading.Lock()
         self.now = self.most = self.asked = 0
 
-    def fetch(self, uri: str, size_bytes: int | None = None) -> bytes:
+    def fetch(self, uri: str, size_bytes: int | None = None, offset: int | None = None) -> bytes:
         with self._lock:
             self.now += 1
             self.asked += 1
             self.most = max(self.most, self.now)
         try:
-            return super().fetch(uri, size_bytes)
+            return super().fetch(uri, size_bytes, offset)
         finally:
             with self._lock:
                 self.now -= 1
