@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ovss_ray.errors import OvssError, SettingError
+from ovss_ray.errors import OvssError
+from ovss_ray.flags import HOW, JOB_FLAGS, LISTING, parse_storage_options, with_flags
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
 
 if TYPE_CHECKING:
+    from ovss_ray.labels.additions import Addition
+    from ovss_ray.run.additions import StoredJob
+    from ovss_ray.run.progress import Reporter
     from ovss_ray.run.summary import RunSummary
 
 EPILOG = (
     "Exit codes: 0 done (images that failed are rows with a reason), 2 wrong setting, 3 input or weights not "
-    "readable, 4 the run directory belongs to other settings, 5 the run stopped and can be continued, 130 or 143 "
-    "stopped by a signal."
+    "readable, 4 the run directory belongs to other settings, 5 the run is not finished and can be continued, 6 verify "
+    "found damaged files, 130 or 143 stopped by a signal."
 )
 
 app = typer.Typer(
@@ -42,78 +47,18 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-_PANELS = {
-    "What to label with": ("classes", "background", "templates"),
-    "Method": ("method", "settings", "clip", "device", "dtype"),
-    "Images": ("extensions", "uri_column", "image_column", "keep_columns", "limit", "sample", "max_pixels"),
-    "Output": ("label_map", "shard_size"),
-    "Engine": ("engine", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker", "batch_size",
-               "fetch_concurrency", "fetch_attempts", "fetch_timeout_s", "prefetch_mib", "decode_threads",
-               "max_shard_attempts", "batch_timeout_s", "max_failed_fraction"),
-}  # fmt: skip
-
-
-def _with_job_flags() -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag per field of `JobSpec`, passed on as the mapping `flags` of those that were given."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(command, include_extras=True)
-        signature = inspect.signature(command)
-        own = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values() if p.name != "flags"]
-        flags = [_flag(name, panel) for panel, names in _PANELS.items() for name in names]
-
-        def call(**arguments: Any) -> None:
-            given = {flag.name: arguments.pop(flag.name) for flag in flags}
-            values = {name: value for name, value in given.items() if value is not None and value != []}
-            if "settings" in values:
-                values["settings"] = _parse_settings(values["settings"])
-            command(**arguments, flags=values)
-
-        parameters = [*own, *flags]
-        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        call.__doc__, call.__name__ = command.__doc__, command.__name__
-        return call
-
-    return decorate
-
-
-def _flag(name: str, panel: str) -> inspect.Parameter:
-    field = JobSpec.model_fields[name]
-    help_text = field.description or ""
-    option = "--" + name.replace("_", "-")
-    if name == "settings":
-        annotation: Any = Annotated[
-            list[str] | None,
-            typer.Option(
-                option, "--set", metavar="NAME=VALUE", help=f"{help_text} May be repeated.", rich_help_panel=panel
-            ),
-        ]
-    else:
-        default = field.get_default()
-        if not field.is_required() and default is not None:
-            shown = ",".join(default) if isinstance(default, tuple) else default
-            help_text = f"{help_text} [default: {shown}]"
-        annotation = Annotated[str | None, typer.Option(option, metavar="", help=help_text, rich_help_panel=panel)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _parse_settings(pairs: list[str]) -> dict[str, Any]:
-    settings = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name.strip():
-            raise SettingError(f"command line: --set {pair!r} is not of the form name=value")
-        settings[name.strip()] = yaml.safe_load(value)
-    return settings
-
-
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, on standard error.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+RunPlace = Annotated[str, typer.Argument(metavar="RUN", help="Run directory.")]
+PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Add the images and label them another time.")]
+StorageOptionsJson = Annotated[
+    str | None,
+    typer.Option("--storage-options", metavar="JSON", help=JobSpec.model_fields["storage_options"].description),
+]
 
 
 @app.command(epilog=EPILOG)
-@_with_job_flags()
+@with_flags(JOB_FLAGS)
 def label(
     input: Annotated[str, typer.Argument(metavar="INPUT", help=JobSpec.model_fields["input"].description)],
     run: Annotated[str, typer.Argument(metavar="RUN", help=JobSpec.model_fields["run"].description)],
@@ -128,7 +73,7 @@ def label(
 
 
 @app.command(name="run", epilog=EPILOG)
-@_with_job_flags()
+@with_flags(JOB_FLAGS)
 def run_file(
     job: Annotated[Path, typer.Argument(metavar="JOB", help="Job file (YAML); its keys are the names of the flags.")],
     flags: dict[str, Any],
@@ -146,12 +91,101 @@ def run_file(
 
 def _run(spec: JobSpec, verbose: bool) -> None:
     from ovss_ray.run.driver import run_job
+
+    _print_summary(run_job(spec, reporter=_reporter(verbose)))
+
+
+def _reporter(verbose: bool) -> Reporter:
     from ovss_ray.run.progress import LogReporter, TerminalReporter
 
-    terminal = err.is_terminal
-    _log(logging.INFO if verbose or not terminal else logging.WARNING)
-    summary = run_job(spec, reporter=TerminalReporter(err) if terminal else LogReporter())
-    _print_summary(summary)
+    _log(logging.INFO if verbose or not err.is_terminal else logging.WARNING)
+    return TerminalReporter(err) if err.is_terminal else LogReporter()
+
+
+@app.command(epilog=EPILOG)
+@with_flags({"Images": LISTING, **HOW}, defaults=False)
+def extend(
+    run: RunPlace,
+    flags: dict[str, Any],
+    input: Annotated[str | None, typer.Argument(metavar="INPUT", help="Images; the run's own input if none.")] = None,
+    plan_only: PlanOnly = False,
+    verbose: Verbose = False,
+) -> None:
+    """Add the images that a run does not have yet (told by their URIs), and label them.
+
+    The input is listed again as the run listed it, unless flags say otherwise: its sample holds for new images too,
+    and a larger --sample adds to it; its limit is over, and --limit counts new images. Keeps 8 bytes of every URI in
+    memory. While the run goes on elsewhere, use --plan-only: whoever continues the run next labels them.
+
+    Example: ovss-ray extend s3://bucket/runs/first
+    """
+    listing = {name: flags.pop(name) for name in LISTING if name in flags}
+    listing.update({} if input is None else {"input": input})
+
+    def add(job: StoredJob, reporter: Reporter) -> Addition | None:
+        from ovss_ray.run.additions import extend_run
+
+        return extend_run(job, listing, reporter=reporter)
+
+    _add_and_label(run, flags, add, "nothing to add: the run has every image of the input", plan_only, verbose)
+
+
+@app.command(epilog=EPILOG)
+@with_flags({"Images": ("max_pixels",), **HOW}, defaults=False)
+def retry(
+    run: RunPlace,
+    flags: dict[str, Any],
+    status: Annotated[
+        str | None,
+        typer.Option(
+            "--status",
+            metavar="NAMES",
+            help="Only images with these, as in fetch_failed,crashed; by default all without labels.",
+        ),
+    ] = None,
+    plan_only: PlanOnly = False,
+    verbose: Verbose = False,
+) -> None:
+    """Label the images without labels once more, as new shards; the latest outcome of each image counts.
+
+    Readers then see the new row of each, if it has labels or none has. A larger --max-pixels holds for these images
+    only. How many may fail is not limited, unless --max-failed-fraction is given.
+
+    Example: ovss-ray retry runs/first --status fetch_failed,timeout --fetch-attempts 10
+    """
+    statuses = None if status is None else [name.strip() for name in status.split(",")]
+
+    def add(job: StoredJob, _: Reporter) -> Addition | None:
+        from ovss_ray.run.additions import retry_run
+
+        return retry_run(job, statuses)
+
+    nothing = "nothing to label again: no image failed" + (f" with {status}" if status else "")
+    _add_and_label(run, {"max_failed_fraction": 1.0, **flags}, add, nothing, plan_only, verbose)
+
+
+def _add_and_label(
+    run: str,
+    flags: dict[str, Any],
+    add: Callable[[StoredJob, Reporter], Addition | None],
+    nothing: str,
+    plan_only: bool,
+    verbose: bool,
+) -> None:
+    from ovss_ray.run.additions import check_job, continue_run, load_job
+
+    job = load_job(run, flags, storage_options=flags.get("storage_options"))
+    if not plan_only:
+        check_job(job)
+    reporter = _reporter(verbose)
+    added = add(job, reporter)
+    if added is None:
+        _say(nothing)
+    else:
+        what = "new images" if added.kind == "extend" else "images to label again"
+        _say(f"{added.images:,} {what} added to {run}")
+    if not plan_only:
+        _print_summary(continue_run(job, reporter=reporter))
 
 
 def _print_summary(summary: RunSummary) -> None:
@@ -172,26 +206,100 @@ def _print_summary(summary: RunSummary) -> None:
 
 @app.command()
 def status(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: RunPlace,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Count statuses and reasons of failure in any case: reads a "
+            "little of every shard (three requests each in an object store).",
+        ),
+    ] = False,
     as_json: AsJson = False,
+    storage_options: StorageOptionsJson = None,
 ) -> None:
-    """How far a run is, and why images failed; works while it runs, and from another machine."""
+    """How far a run is, whether it still goes on, and why images failed; also while it runs, from another machine.
+
+    A listing and a few footers, whatever the size of the run. Statuses are counted for runs of up to 256 shards, and
+    known of complete ones; for others say --full.
+    """
     from ovss_ray.run.summary import read_status
 
-    state = read_status(run)
+    state = read_status(run, parse_storage_options(storage_options), full=full)
     if as_json:
         _say(json.dumps(asdict(state), indent=1))
         return
     _say(f"{state.run}: {state.method} on {state.clip}, {state.classes} classes")
     share = state.shards_done / state.shards
     _say(f"shards  {state.shards_done:,} of {state.shards:,} finished ({share:.1%})")
-    _say(f"images  {state.images_done:,} of {state.images:,}: {_counts(state.statuses)}")
-    if state.last_shard_at:
-        _say(f"last shard finished at {state.last_shard_at}")
-    for failure in state.failures:
+    statuses = "statuses not counted, --full does" if state.statuses is None else _counts(state.statuses)
+    _say(f"images  {state.images_done:,} of {state.images:,}: {statuses}")
+    if state.last_shard_at is not None:
+        _say(state.pace())
+    for added in state.additions:
+        _say(f"{added['kind']:<7} {added['images']:,} images at {added['created_at']}, "
+             f"{added['shards_done']:,} of {added['shards']:,} shards finished")  # fmt: skip
+    if state.crashed:
+        _say(f"{state.crashed:,} images ended their worker and are set aside")
+    for failure in state.failures or ():
         _say(f"  {failure['images']:>8,}  {failure['status']}: {failure['error']} (e.g. {failure['example']})")
-    if state.shards_done < state.shards:
+    if state.activity in ("stopped", "not begun"):
         _say("The command that started the run continues it.")
+
+
+@app.command(epilog=EPILOG)
+def verify(
+    run: RunPlace,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Footers only: finds missing, truncated and foreign files, no flipped bits.")
+    ] = False,
+    remove_damaged: Annotated[
+        bool,
+        typer.Option("--remove-damaged", help="Remove damaged shards, so that continuing the run labels them again."),
+    ] = False,
+    as_json: AsJson = False,
+    storage_options: StorageOptionsJson = None,
+) -> None:
+    """Check every file of a run: all shards there, whole, of this run, as the manifest lists them, and consistent.
+
+    Reads everything once and decodes every label map; --fast makes two small requests per shard.
+    """
+    from ovss_ray.run.verify import verify_run
+
+    with _watching("checking shards") as watch:
+        found = verify_run(run, footers_only=fast, remove_damaged=remove_damaged, watch=watch,
+                           storage_options=parse_storage_options(storage_options))  # fmt: skip
+    if as_json:
+        _say(json.dumps({**asdict(found), "exit_code": found.exit_code}, indent=1))
+        raise typer.Exit(found.exit_code)
+    _say(f"{found.run}: {found.checked:,} of {found.shards:,} shards are written, with {found.images:,} rows")
+    for file in (*found.damaged_manifest, *found.damaged):
+        _say(f"  damaged  {file.name}: {file.reason}")
+    for name in found.stray:
+        _say(f"  stray    {name}: no part of the run")
+    if found.missing:
+        _say(f"  missing  shards {found.missing_ranges()}")
+    for line in found.advice():
+        _say(line)
+    raise typer.Exit(found.exit_code)
+
+
+@contextmanager
+def _watching(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, else a log line every half a minute."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    last = time.monotonic()
+
+    def watch(done: int, total: int) -> None:
+        nonlocal last
+        bar.update(task, completed=done, total=total)
+        if not err.is_terminal and time.monotonic() - last > 30:
+            last = time.monotonic()
+            err.print(f"{what}: {done:,} of {total:,}", highlight=False)
+
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield watch
 
 
 def _counts(statuses: dict[str, int]) -> str:

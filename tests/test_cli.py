@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ovss_ray.flags import LISTING
+from ovss_ray.run.additions import LISTING_SETTINGS
 from ovss_ray.spec import JobSpec
 
 CLIP = "ovss-demo/random"
@@ -30,12 +33,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_setting_is_a_flag_with_its_description() -> None:
     shown = " ".join(ovss_ray("label", "--help").stdout.split())
-    for name in JobSpec.model_fields.keys() - {"input", "run", "storage_options"}:
+    for name in JobSpec.model_fields.keys() - {"input", "run"}:
         assert f"--{name.replace('_', '-')}" in shown
     assert "Exit codes" in shown
 
 
-@pytest.mark.parametrize("command", ["label", "run", "status", "methods", "demo"])
+@pytest.mark.parametrize("command", ["label", "run", "status", "extend", "retry", "verify", "methods", "demo"])
 def test_every_command_explains_itself(command: str) -> None:
     result = ovss_ray(command, "--help")
     assert result.returncode == 0
@@ -87,6 +90,66 @@ def test_label_then_status_then_the_same_from_a_job_file(photos: Path, tmp_path:
     assert "cow" in refused.stderr
 
 
+def test_extend_offers_the_settings_of_a_listing() -> None:
+    assert set(LISTING) == set(LISTING_SETTINGS)
+
+
+def test_a_run_is_extended_verified_and_labelled_again(tmp_path: Path) -> None:
+    photos, run = tmp_path / "photos", str(tmp_path / "run")
+    photos.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30), (90, 30, 60)).save(photos / name)
+    (photos / "c.jpg").write_bytes(b"\xff\xd8\xff broken")
+    flags = ["--classes", "cat,dog", "--clip", CLIP, "--engine", "local", "--templates", "single", "--shard-size", "2"]
+    assert ovss_ray("label", str(photos), run, *flags).returncode == 0
+
+    Image.new("RGB", (40, 30), (90, 30, 60)).save(photos / "d.png")
+    planned = ovss_ray("extend", run, "--plan-only")
+    assert (planned.returncode, planned.stdout) == (0, f"1 new images added to {run}\n"), planned.stderr
+    unfinished = ovss_ray("verify", run)
+    assert unfinished.returncode == 5
+    assert "missing  shards 2\n" in unfinished.stdout
+    state = ovss_ray("status", run).stdout
+    assert "shards  2 of 3 finished" in state
+    assert "extend  1 images at " in state
+    nothing_new = ovss_ray("extend", run, "--batch-size", "3")
+    assert nothing_new.returncode == 0, nothing_new.stderr
+    assert "nothing to add: the run has every image of the input" in nothing_new.stdout
+    assert f"3 of 4 images labelled in {run}" in nothing_new.stdout
+
+    assert "no image failed with timeout" in ovss_ray("retry", run, "--status", "timeout").stdout
+    Image.new("RGB", (50, 30), (90, 30, 60)).save(photos / "c.jpg")
+    again = ovss_ray("retry", run, "--fetch-attempts", "2")
+    assert again.returncode == 0, again.stderr
+    assert f"1 images to label again added to {run}" in again.stdout
+    assert f"4 of 4 images labelled in {run}" in again.stdout
+    sound = ovss_ray("verify", run)
+    assert (sound.returncode, "Nothing is missing or damaged." in sound.stdout) == (0, True), sound.stdout
+
+    shard = tmp_path / "run" / "shards" / "00000000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    damaged = ovss_ray("verify", run, "--fast")
+    assert damaged.returncode == 6
+    assert "damaged  shards/00000000.parquet: it cannot be read" in damaged.stdout
+    found = json.loads(ovss_ray("verify", run, "--json", "--remove-damaged").stdout)
+    assert (found["removed"], found["exit_code"]) == (["shards/00000000.parquet"], 5)
+    repaired = ovss_ray("label", str(photos), run, *flags)
+    assert repaired.returncode == 0, repaired.stderr
+    assert ovss_ray("verify", run).returncode == 0
+
+
+def test_storage_options_come_as_json(s3: str, s3_endpoint: str, photos: Path) -> None:
+    options = {"key": "test", "secret": "test", "endpoint_url": s3_endpoint}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    given = ["--storage-options", json.dumps({"s3": options})]
+    job = ["--classes", "cat,dog", "--clip", CLIP, "--engine", "local", "--templates", "single"]
+    for arguments in (["label", str(photos), f"{s3}/run", *job], ["status", f"{s3}/run"], ["verify", f"{s3}/run"],
+                      ["retry", f"{s3}/run"], ["extend", f"{s3}/run", "--plan-only"]):  # fmt: skip
+        result = subprocess.run([sys.executable, "-m", "ovss_ray", *arguments, *given], capture_output=True, text=True,
+                                timeout=240, env=environment)  # fmt: skip
+        assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -100,6 +163,11 @@ def test_label_then_status_then_the_same_from_a_job_file(photos: Path, tmp_path:
         (["label", "{photos}", "{out}", "--classes", "cat", "--clip", "ViT-B-16-quickgelu//no/such.pt"], 3, "such.pt"),
         (["run", "{out}.yaml"], 2, "does not exist"),
         (["status", "{photos}"], 2, "not a run directory"),
+        (["verify", "{photos}"], 2, "not a run directory"),
+        (["extend", "{photos}"], 2, "not a run directory"),
+        (["retry", "{out}"], 2, "there is no run directory"),
+        (["status", "{out}", "--storage-options", "s3"], 2, "--storage-options is not a JSON object"),
+        (["status", "{out}", "--storage-options", '{{"key": 1}}'], 2, "is not a group of options for a protocol"),
     ],
 )
 def test_errors_are_one_sentence_with_a_documented_exit_code(

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Set
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
 from ovss_ray.images.stores import StorageOptions
-from ovss_ray.labels.layout import RUN_FILE, SUMMARY_FILE, Manifest, shard_name
+from ovss_ray.labels.layout import CRASHED_FOLDER, SHARDS_FOLDER, SUMMARY_FILE, Manifest, shard_name
 from ovss_ray.labels.reading import Run, open_run
+from ovss_ray.labels.shard import read_shard_metadata
 from ovss_ray.run.directory import RunDirectory
-from ovss_ray.run.progress import Progress
+from ovss_ray.run.progress import Progress, duration
+
+Activity = Literal["complete", "not begun", "going on", "stopped"]
 
 TOP_REASONS = 20
+COUNTED_SHARDS = 256  # a second or two in an object store
+PACE_SHARDS = 100
+PACE_FOOTERS = 8
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,13 @@ class RunSummary:
 
 
 def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progress | None) -> RunSummary:
-    """Count over all shards, and write `summary.json` if this session finished the run."""
+    """Count over all shards, and write `summary.json` if none is missing.
+
+    Args:
+        directory: the run directory.
+        manifest: the images.
+        session: what was done now; None if there was nothing to do, when the summary that is there still holds.
+    """
     if session is None:
         stored = directory.read_json(SUMMARY_FILE)
         if stored is not None and stored["shards"] == manifest.shards:  # else the run has grown since
@@ -57,6 +72,7 @@ def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progr
     with open_run(directory.uri, directory.storage_options) as run:
         statuses = run.status_counts()
         failures = _failure_reasons(run)
+        is_complete = len(run.shards_done()) == manifest.shards
     summary = RunSummary(
         run=directory.uri,
         images=manifest.images,
@@ -65,7 +81,8 @@ def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progr
         failures=failures,
         session=None if session is None else _session(session),
     )
-    directory.replace(SUMMARY_FILE, json.dumps(asdict(summary), indent=1, ensure_ascii=False).encode())
+    if is_complete:
+        directory.replace(SUMMARY_FILE, json.dumps(asdict(summary), indent=1, ensure_ascii=False).encode())
     return summary
 
 
@@ -74,8 +91,19 @@ class RunState:
     """How far a run is, as its directory tells; the run may be going on elsewhere.
 
     Attributes:
-        last_shard_at: when the latest shard was finished, ISO 8601 in UTC; None if there is none.
-        failures: the most frequent reasons, as in `RunSummary`.
+        images: images of the run.
+        images_done: those of the shards that are written; images labelled again do not count again.
+        additions: what came after the planning, as {kind, created_at, images, shards, shards_done}.
+        crashed: images that ended their worker, and are not tried again.
+        activity: "complete", "not begun" (no shard is written), "going on" or "stopped": guessed from the age of the
+            latest shard and the time that shards usually take.
+        images_per_s: over the latest shards that came without a break; None if there are too few.
+        remaining_s: expected, at that rate; None unless the run goes on.
+        last_shard_at: when the latest shard was written, ISO 8601 in UTC; None if there is none.
+        last_shard_age_s: seconds since then, by this machine's clock.
+        usual_shard_s: what the latest shards took, from their first image to their file; None if there is none.
+        statuses: images by status; None where that would take reading every shard.
+        failures: the most frequent reasons, as in `RunSummary`; None likewise.
     """
 
     run: str
@@ -86,36 +114,163 @@ class RunState:
     images_done: int
     shards: int
     shards_done: int
-    statuses: dict[str, int]
-    failures: list[dict[str, Any]]
+    additions: list[dict[str, Any]]
+    crashed: int
+    activity: Activity
+    images_per_s: float | None
+    remaining_s: float | None
     last_shard_at: str | None
+    last_shard_age_s: float | None
+    usual_shard_s: float | None
+    statuses: dict[str, int] | None
+    failures: list[dict[str, Any]] | None
+
+    def pace(self) -> str:
+        """Whether the run goes on and how fast, in a sentence; for a run with one shard at least."""
+        assert self.last_shard_age_s is not None
+        assert self.usual_shard_s is not None
+        last = f"last shard finished at {self.last_shard_at}, {duration(self.last_shard_age_s)} ago"
+        usual = f"one takes {duration(self.usual_shard_s)}"
+        if self.activity == "stopped":
+            return f"seems to have stopped: {last}, while {usual}"
+        if self.activity == "complete":
+            return last
+        rate = f", {self.images_per_s:.1f} images/s" if self.images_per_s else ""
+        left = f", {duration(self.remaining_s)} left" if self.remaining_s is not None else ""
+        return f"going on{rate}{left}; {last}, {usual}"
 
 
-def read_status(run: str, storage_options: StorageOptions | None = None) -> RunState:
-    """Read the state of a run.
+def read_status(run: str, storage_options: StorageOptions | None = None, *, full: bool = False) -> RunState:
+    """Read the state of a run: a listing and a few footers, whatever its size.
+
+    Args:
+        run: the run directory.
+        storage_options: fsspec options by protocol.
+        full: count images by status in any case, which reads a little of every shard. Otherwise it is done for up to
+            256 shards, and taken from `summary.json` if the run is complete.
 
     Raises:
-        InputError: there is no run in this place.
+        SettingError: there is no run in this place.
     """
     with open_run(run, storage_options) as opened:
         directory = RunDirectory(run, storage_options)
-        record = directory.read_json(RUN_FILE)
-        assert record is not None  # open_run has just read it
-        manifest = Manifest.from_json(record["manifest"])
-        done = opened.shards_done()
+        done = set(opened.shards_done())
+        manifest = opened.manifest
+        pace = _pace(directory, manifest, done)
+        activity: Activity = "complete" if len(done) == manifest.shards else pace.activity
+        rows_left = manifest.rows - sum(map(manifest.images_in, done))
+        statuses, failures = _outcomes(opened, directory, complete=activity == "complete", full=full)
         return RunState(
             run=run,
             method=opened.job["method"],
             clip=opened.job["clip"],
             classes=opened.vocabulary.num_classes,
             images=manifest.images,
-            images_done=sum(manifest.images_in(shard) for shard in done),
+            images_done=sum(manifest.images_in(shard) for shard in done if manifest.first_id(shard) is not None),
             shards=manifest.shards,
             shards_done=len(done),
-            statuses=opened.status_counts(),
-            failures=_failure_reasons(opened) if done else [],
-            last_shard_at=_last_write(directory, done),
+            additions=_additions(opened, done),
+            crashed=len(directory.files_in(CRASHED_FOLDER)),
+            activity=activity,
+            images_per_s=pace.images_per_s,
+            remaining_s=rows_left / pace.images_per_s if activity == "going on" and pace.images_per_s else None,
+            last_shard_at=None if pace.last is None else _iso(pace.last),
+            last_shard_age_s=None if pace.last is None else max(time.time() - pace.last, 0.0),
+            usual_shard_s=pace.usual_shard_s,
+            statuses=statuses,
+            failures=failures,
         )
+
+
+def _additions(run: Run, done: Set[int]) -> list[dict[str, Any]]:
+    """Parts of additions stand at the end of the manifest, in the order of their records."""
+    described = []
+    part = len(run.manifest.parts) - sum(len(addition.parts) for addition in run.additions)
+    for addition in run.additions:
+        first, part = part, part + len(addition.parts)
+        shards = [shard for index in range(first, part) for shard in run.manifest.shards_of(index)]
+        described.append(
+            {
+                "kind": addition.kind,
+                "created_at": addition.created_at,
+                "images": addition.images,
+                "shards": len(shards),
+                "shards_done": sum(shard in done for shard in shards),
+            }
+        )
+    return described
+
+
+def _outcomes(
+    run: Run, directory: RunDirectory, *, complete: bool, full: bool
+) -> tuple[dict[str, int] | None, list[dict[str, Any]] | None]:
+    done = run.shards_done()
+    if not done:
+        return {}, []
+    if complete and not full:
+        stored = directory.read_json(SUMMARY_FILE)
+        if stored is not None and stored["shards"] == run.num_shards:
+            return stored["statuses"], stored["failures"]
+    if full or len(done) <= COUNTED_SHARDS:
+        return run.status_counts(), _failure_reasons(run)
+    return None, None
+
+
+@dataclass(frozen=True)
+class _Pace:
+    last: float | None  # seconds since 1970
+    usual_shard_s: float | None
+    images_per_s: float | None
+    activity: Activity
+
+
+def _pace(directory: RunDirectory, manifest: Manifest, done: Set[int]) -> _Pace:
+    written = sorted((at, shard) for shard, at in _shard_times(directory).items() if shard in done)[-PACE_SHARDS:]
+    if not written:
+        return _Pace(None, None, None, "not begun")
+    last = written[-1][0]
+    durations = [_duration(directory, shard) for _, shard in written[-PACE_FOOTERS:]]
+    usual = median(durations)
+    # Two shards per worker, workers in any number: what is longer than this is a break.
+    longest_gap = 5 * usual + 60
+    since = len(written) - 1
+    while since and written[since][0] - written[since - 1][0] <= longest_gap:
+        since -= 1
+    seconds = last - written[since][0]
+    images = sum(manifest.images_in(shard) for _, shard in written[since + 1 :])
+    rate = images / seconds if seconds > 0 else None
+    return _Pace(last, usual, rate, "going on" if time.time() - last <= longest_gap else "stopped")
+
+
+def _shard_times(directory: RunDirectory) -> dict[int, float]:
+    """When each shard was written, in seconds since 1970: one listing."""
+    folder = directory.path(SHARDS_FOLDER)
+    directory.fs.invalidate_cache(folder)
+    times = {}
+    for info in directory.fs.ls(folder, detail=True):
+        stem, _, extension = info["name"].rsplit("/", 1)[-1].partition(".")
+        if extension == "parquet" and stem.isdigit():
+            times[int(stem)] = _modified(info)
+    return times
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """Every store's driver has a name and a type of its own for it."""
+    names = ("mtime", "LastModified", "last_modified", "updated")
+    value = next(info[name] for name in names if info.get(name) is not None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    return value.timestamp() if isinstance(value, datetime) else float(value)
+
+
+def _duration(directory: RunDirectory, shard: int) -> float:
+    with directory.fs.open(directory.path(shard_name(shard)), "rb", cache_type="none") as file:
+        footer = read_shard_metadata(file)
+    return float(footer["finished_at"]) - float(footer["started_at"])
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
 
 
 def _failure_reasons(run: Run) -> list[dict[str, Any]]:
@@ -125,15 +280,6 @@ def _failure_reasons(run: Run) -> list[dict[str, Any]]:
     )
     names = ("status", "error", "images", "example")
     return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
-
-
-def _last_write(directory: RunDirectory, done: list[int]) -> str | None:
-    if not done:
-        return None
-    # Shards are given out in order, so the latest is among the last few ids.
-    names = [directory.path(shard_name(shard)) for shard in done[-32:]]
-    latest: datetime = max(directory.fs.modified(name) for name in names)
-    return latest.astimezone(timezone.utc).isoformat(timespec="seconds")
 
 
 def _session(progress: Progress) -> dict[str, Any]:

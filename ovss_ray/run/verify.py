@@ -72,6 +72,33 @@ class Verification:
             return 6
         return 5 if self.missing or self.removed else 0
 
+    def missing_ranges(self, longest: int = 20) -> str:
+        """The missing shards as "1-3, 7"; the first ranges and the number if there are many."""
+        ranges: list[list[int]] = []
+        for shard in self.missing:
+            if ranges and ranges[-1][1] == shard - 1:
+                ranges[-1][1] = shard
+            else:
+                ranges.append([shard, shard])
+        shown = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:longest]]
+        return ", ".join(shown) + (f" and more, {len(self.missing):,} in all" if len(ranges) > longest else "")
+
+    def advice(self) -> Iterator[str]:
+        """What to do about what was found, a sentence each."""
+        if self.damaged_manifest:
+            yield "Restore the damaged files of the manifest from a copy; labels that are written can be read without."
+        if self.removed:
+            yield f"{len(self.removed):,} damaged shards were removed; continuing the run labels them again."
+        elif self.damaged:
+            yield (
+                "Remove the damaged shards (--remove-damaged does it), then give the command that started the run: "
+                "it labels them again."
+            )
+        if self.missing:
+            yield "The command that started the run labels the missing shards."
+        if self.exit_code == 0:
+            yield "Nothing is missing or damaged."
+
 
 def verify_run(
     run: str,

@@ -1,0 +1,118 @@
+"""The flags of the command line: one for each field of the job, with its description and default."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, get_type_hints
+
+import typer
+import yaml
+
+from ovss_ray.errors import SettingError
+from ovss_ray.spec import JobSpec
+
+Panels = Mapping[str, tuple[str, ...]]
+
+JOB_FLAGS: Panels = {
+    "What to label with": ("classes", "background", "templates"),
+    "Method": ("method", "settings", "clip", "device", "dtype"),
+    "Images": ("extensions", "uri_column", "image_column", "keep_columns", "limit", "sample", "max_pixels"),
+    "Output": ("label_map", "shard_size"),
+    "Engine": ("engine", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker", "batch_size",
+               "fetch_concurrency", "fetch_attempts", "fetch_timeout_s", "prefetch_mib", "decode_threads",
+               "max_shard_attempts", "batch_timeout_s", "max_failed_fraction"),
+    "Stores": ("storage_options",),
+}  # fmt: skip
+"""The fields of `JobSpec` as flags, by the panel of the help text that shows them."""
+
+LISTING = tuple(name for name in JOB_FLAGS["Images"] if name != "max_pixels")
+"""Those that say which images of an input are taken."""
+
+HOW: Panels = {"Engine": ("device", *JOB_FLAGS["Engine"]), "Stores": JOB_FLAGS["Stores"]}
+"""Those that say how to work and change no label."""
+
+
+def with_flags(panels: Panels, *, defaults: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag per field, passed on as the mapping `flags` of those that were given.
+
+    Args:
+        panels: the fields.
+        defaults: whether the help shows the defaults of new jobs, rather than to say that those of the run hold.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        signature = inspect.signature(command)
+        own = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values() if p.name != "flags"]
+        flags = [
+            _flag(name, panel if defaults else f"{panel} (as the run has it, unless given)", defaults)
+            for panel, names in panels.items()
+            for name in names
+        ]
+
+        def call(**arguments: Any) -> None:
+            given = {flag.name: arguments.pop(flag.name) for flag in flags}
+            values = {name: value for name, value in given.items() if value is not None and value != []}
+            for name, parse in (("settings", _parse_settings), ("storage_options", parse_storage_options)):
+                if name in values:
+                    values[name] = parse(values[name])
+            command(**arguments, flags=values)
+
+        parameters = [*own, *flags]
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        call.__doc__, call.__name__ = command.__doc__, command.__name__
+        return call
+
+    return decorate
+
+
+def parse_storage_options(text: str | None) -> dict[str, Any]:
+    """The value of `--storage-options`: a JSON object, as `{"s3": {"endpoint_url": "http://minio:9000"}}`.
+
+    Raises:
+        SettingError: it is not one.
+    """
+    try:
+        options = {} if text is None else json.loads(text)
+        if not isinstance(options, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise SettingError(
+            f"command line: --storage-options is not a JSON object ({error}); "
+            'write for example {"s3": {"endpoint_url": "http://minio:9000"}}'
+        ) from None
+    return options
+
+
+def _flag(name: str, panel: str, with_default: bool) -> inspect.Parameter:
+    field = JobSpec.model_fields[name]
+    help_text = field.description or ""
+    option = "--" + name.replace("_", "-")
+    if name == "settings":
+        annotation: Any = Annotated[
+            list[str] | None,
+            typer.Option(
+                option, "--set", metavar="NAME=VALUE", help=f"{help_text} May be repeated.", rich_help_panel=panel
+            ),
+        ]
+    else:
+        default = field.get_default(call_default_factory=True)
+        if with_default and not field.is_required() and default not in (None, {}):
+            shown = ",".join(default) if isinstance(default, tuple) else default
+            help_text = f"{help_text} [default: {shown}]"
+        metavar = "JSON" if name == "storage_options" else ""
+        annotation = Annotated[str | None, typer.Option(option, metavar=metavar, help=help_text, rich_help_panel=panel)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _parse_settings(pairs: list[str]) -> dict[str, Any]:
+    settings = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name.strip():
+            raise SettingError(f"command line: --set {pair!r} is not of the form name=value")
+        settings[name.strip()] = yaml.safe_load(value)
+    return settings
