@@ -95,12 +95,6 @@ def estimate_job(
     except KeyboardInterrupt as stop:
         raise RunInterrupted(stop.args[0] if stop.args else signal.SIGINT, "nothing of an estimate is kept") from None
     _refuse_hopeless(trial)
-    shard_size = spec.shard_size
-    if shard_size == "auto":
-        shard_size, _ = choose_shard_size(itertools.repeat(found.sample[0], total))
-    gpus_per_worker = spec.gpus_per_worker
-    if trial.device == "cpu" or gpus_per_worker == "auto":
-        gpus_per_worker = float(trial.device == "cuda")
     labelled = sum(part.images for part in trial.parts)
     return Estimate(
         input=spec.input,
@@ -109,16 +103,29 @@ def estimate_job(
         input_bytes=None if found.size_bytes is None else round(found.size_bytes / found.images * total),
         sample_images=labelled,
         sample_seconds=sum(part.seconds for part in trial.parts),
-        failures=[
-            {"status": status, "error": reason, "images": count}
-            for (status, reason), count in sorted(trial.failures.items(), key=lambda item: (-item[1], item[0]))
-        ],
+        failures=[{"status": status, "error": reason, "images": count} for status, reason, count in _ranked(trial)],
         failed_fraction=1 - trial.statuses.get("ok", 0) / labelled,
         device=trial.device,
         dtype=trial.dtype,
         binding_stage=trial.binding_stage,
-        forecast=forecast(trial, Plan(total, shard_size, gpus, gpus_per_worker, gpu_price)),
+        forecast=forecast(trial, _plan(spec, total, trial.device, gpus, gpu_price)),
     )
+
+
+def _plan(spec: JobSpec, images: int, device: str, gpus: float | None, gpu_price: float | None) -> Plan:
+    shard_size = spec.shard_size
+    if shard_size == "auto":
+        shard_size, _ = choose_shard_size(itertools.repeat(ImageRef(""), images))
+    gpus_per_worker = spec.gpus_per_worker
+    if device == "cpu" or gpus_per_worker == "auto":
+        gpus_per_worker = float(device == "cuda")
+    return Plan(images, shard_size, gpus, gpus_per_worker, gpu_price)
+
+
+def _ranked(trial: Trial) -> list[tuple[str, str, int]]:
+    """Status, reason and number of images, the most frequent first."""
+    ranked = sorted(trial.failures.items(), key=lambda item: (-item[1], item[0]))
+    return [(status, reason, count) for (status, reason), count in ranked]
 
 
 def divide(found: Sequence[ImageRef], sample_images: int, batch_size: int) -> tuple[list[ImageRef], int]:
@@ -174,8 +181,7 @@ def _check(**numbers: float | None) -> None:
 def _refuse_hopeless(trial: Trial) -> None:
     if trial.statuses.get("ok"):
         return
-    top = sorted(trial.failures.items(), key=lambda item: (-item[1], item[0]))[:REASONS_SHOWN]
-    reasons = "; ".join(f"{count:,} {status}: {reason}" for (status, reason), count in top)
+    reasons = "; ".join(f"{count:,} {status}: {reason}" for status, reason, count in _ranked(trial)[:REASONS_SHOWN])
     sentence = f"none of the {sum(trial.statuses.values()):,} images of the sample could be labelled ({reasons})"
     if {status for status, _ in trial.failures} <= SEGMENTER_FAILURES:
         raise RunFailedError(f"{sentence}; look at the method and its settings")

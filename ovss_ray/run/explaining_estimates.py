@@ -17,15 +17,16 @@ STAGE_NAMES = {"write": "put"}
 def describe(estimate: Estimate) -> list[tuple[str, str]]:
     """Name and text of everything an estimate says about the whole input."""
     ahead = estimate.forecast
-    workers = f"{ahead.workers:,} {'worker' if ahead.workers == 1 else 'workers'}"
     unit = "GPU" if estimate.device == "cuda" else "CPU worker"
     rows = [
         ("images", _images(estimate)),
         ("sample", _sample(estimate)),
         ("start-up", f"{duration(ahead.start_up_s)} for each worker: process, model, vocabulary"),
         ("one worker", f"{_number(ahead.images_per_s)} images/s, {_hours(ahead.hours_one_worker)}"),
-        (workers, f"{_hours(ahead.hours)}, {_number(ahead.gpu_hours)} {unit} hours"),
     ]
+    if ahead.workers > 1:
+        rows.append((f"{ahead.workers:,} workers", _hours(ahead.hours)))
+    rows.append((f"{unit} hours", _number(ahead.gpu_hours)))
     if ahead.price is not None:
         rows.append(("price", _number(ahead.price)))
     parts = f"{size(ahead.label_map_bytes)} label maps, {size(ahead.statistics_bytes)} statistics"

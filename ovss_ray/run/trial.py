@@ -29,7 +29,7 @@ from ovss_ray.run.engines import SHARDS_PER_WORKER, LocalEngine, RayEngine, open
 from ovss_ray.run.events import ShardTask
 from ovss_ray.run.job import LabellingJob, ResolvedSpec, run_record
 from ovss_ray.run.manifest import write_manifest
-from ovss_ray.run.pool import SLOWEST_BATCH, Engine
+from ovss_ray.run.pool import SLOWEST_BATCH, Engine, WorkerGoneError
 from ovss_ray.run.progress import Progress, Reporter
 from ovss_ray.run.stats import Failures, WorkerProgress
 from ovss_ray.run.temporary import temporary_directory
@@ -39,6 +39,10 @@ from ovss_ray.segmenters import resolve_dtype
 POLL_S = 0.5
 SHORTEST_PART_S = 0.001  # the resolution of the times in the footers
 NAME = "worker"
+LABELLING = "labelled the sample"
+ISOLATED = (
+    "; a run finds the image that does this and goes on without it, a trial does not: try another --sample-images"
+)
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ class _TimedWorker:
                 while waiting and len(running) < SHARDS_PER_WORKER:
                     running.add(self._handle.call("label_shard", ShardTask(waiting.popleft(), attempt=1)))
                 done, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
-                found = [_result(future, "labelled the sample") for future in done]
+                found = [_result(future, LABELLING, ISOLATED) for future in done]
                 self._observe(found)
                 if not reports:
                     self._warm = self._last
@@ -246,12 +250,12 @@ class _TimedWorker:
         asked = self._handle.call("progress")
         answered, _ = wait([asked], timeout=self._timeout_s)
         if answered:
-            self._last = _result(asked, "labelled the sample")
+            self._last = _result(asked, LABELLING, ISOLATED)
         limit = max(self._timeout_s, SLOWEST_BATCH * self._last.batch_s)
         if self._engine.isolates and (not answered or self._last.busy_s > limit):
             raise RunFailedError(
-                f"one micro-batch or image of the sample took over {limit:.0f} s (hang); a run would leave "
-                "it out, but a trial cannot: try another --sample-images, or a longer batch_timeout_s"
+                f"one micro-batch or image of the sample took over {limit:.0f} s (hang){ISOLATED}, "
+                "or a longer batch_timeout_s"
             )
         self._progress.observe({NAME: self._last})
         for report in found:
@@ -262,16 +266,14 @@ class _TimedWorker:
         return _result(self._handle.call(method, *arguments), while_it)
 
 
-def _result(future: Future[Any], while_it: str) -> Any:
+def _result(future: Future[Any], while_it: str, hint: str = "") -> Any:
     try:
         return future.result()
     except OvssError:
         raise
     except Exception as error:  # of the process, the device or the method: a trial has no second worker
-        raise RunFailedError(
-            f"the worker failed while it {while_it}: {type(error).__name__}: {error}; "
-            "a run isolates an image that does this, a trial cannot: try another --sample-images"
-        ) from error
+        reason = str(error) if isinstance(error, WorkerGoneError) else f"{type(error).__name__}: {error}"
+        raise RunFailedError(f"the worker failed while it {while_it}: {reason}{hint}") from error
 
 
 @dataclass(frozen=True)
