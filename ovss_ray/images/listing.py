@@ -55,21 +55,20 @@ def list_images(
         extensions: which files of folders, patterns, tars and inventories are images, in any case of letters; lists are
             taken as they are.
         limit: stop after this many images (1 or more).
-        sample: the fraction of images to keep (0 < sample <= 1), chosen by a hash of each URI: independent of order
-            and of what else is there; a smaller sample is contained in a larger one.
+        sample: the fraction of images to keep (0 < sample <= 1), chosen by a hash of each URI: whatever the order and
+            whatever else is there; a smaller sample is contained in a larger one.
         uri_column: the column of a list; by default the first of uri, url, path, image, file_name.
         image_column: the column of a Parquet file that holds the bytes of images; see `find_image_column`.
         keep_columns: columns of lists and Parquet files, or fields of WebDataset samples, for `ImageRef.extra`.
         storage_options: see `open_store`.
 
     Returns:
-        An iterator of `ImageRef`. Files and folders whose names begin with a dot are skipped. Folders come
-        depth-first and sorted, with the contents of tars and of Parquet files with images in their place. Duplicates
-        in lists are kept.
+        An iterator of `ImageRef`. Names that begin with a dot are skipped. Folders come depth-first and sorted, with
+        the contents of tars and of Parquet files with images in their place. Duplicates in lists are kept.
 
     Raises:
-        InputError: nothing is there, no permission, no credentials, no image, a damaged file; raised at the call where
-            the first image shows it, later where only a later page, file or row does.
+        InputError: nothing is there, no permission, no image, a damaged file; raised at the call where the first image
+            shows it, later where only a later page, file or row does.
         SettingError: an argument that cannot be used.
     """
     uri = os.fspath(source)
@@ -77,10 +76,8 @@ def list_images(
         raise SettingError(f"limit is {limit}; give the number of images to take, 1 or more")
     if sample is not None and not 0 < sample <= 1:
         raise SettingError(f"sample is {sample}; give the fraction of images to keep, above 0 and at most 1")
-    if uri_column is not None and image_column is not None:
-        raise SettingError("uri_column and image_column exclude each other: addresses, or the bytes themselves")
-    kinds = frozenset(name.lower().lstrip(".") for name in extensions)
-    listing = _Listing(uri, Wanted(kinds, uri_column, image_column, tuple(keep_columns)), storage_options)
+    wanted = Wanted.of(extensions, uri_column, image_column, keep_columns)
+    listing = _Listing(uri, wanted, storage_options)
     refs = listing.sampled(sample)
     first = next(refs, None)
     if first is None:

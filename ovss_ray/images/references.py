@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from ovss_ray.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,20 @@ class Wanted:
     uri_column: str | None = None
     image_column: str | None = None
     keep_columns: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, extensions: Iterable[str], uri_column: str | None, image_column: str | None, keep_columns: Iterable[str]
+    ) -> Wanted:
+        """From what a user gives: extensions in any case of letters, with or without a dot.
+
+        Raises:
+            SettingError: both columns are named.
+        """
+        if uri_column is not None and image_column is not None:
+            raise SettingError("uri_column and image_column exclude each other: addresses, or the bytes themselves")
+        kinds = frozenset(name.lower().lstrip(".") for name in extensions)
+        return cls(kinds, uri_column, image_column, tuple(keep_columns))
 
     def is_image(self, name: str) -> bool:
         """Whether a file counts as an image, by its name."""
