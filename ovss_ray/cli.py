@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,6 +101,44 @@ def _reporter(verbose: bool) -> Reporter:
 
     _log(logging.INFO if verbose or not err.is_terminal else logging.WARNING)
     return TerminalReporter(err) if err.is_terminal else LogReporter()
+
+
+@app.command(epilog=EPILOG)
+@with_flags(JOB_FLAGS)
+def estimate(
+    flags: dict[str, Any],
+    input: Annotated[str | None, typer.Argument(metavar="INPUT", help="Images, as for label; or give --job.")] = None,
+    job: Annotated[Path | None, typer.Option(help="Job file (YAML); flags replace its fields.")] = None,
+    run: Annotated[
+        str, typer.Option(help="Where the run would be: what the sample gives is written beside it, and removed.")
+    ] = "",
+    sample_images: Annotated[int, typer.Option(min=1, help="Images to label.")] = 128,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Number of images, if known: only the head of the listing is read.")
+    ] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs, or CPU workers without any, to share the work.")] = None,
+    gpu_price: Annotated[float | None, typer.Option(help="Price of one of them for an hour.")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Time a sample of a job before the money is spent: hours, GPU hours, price, output size, and what binds.
+
+    Lists the input, and labels a random sample with one worker of the job; the run directory is not touched.
+
+    Example: ovss-ray estimate s3://bucket/images --run s3://bucket/runs/first --classes voc21 --gpus 8 --gpu-price 2.5
+    """
+    from ovss_ray.run.estimate import estimate_job
+    from ovss_ray.run.explaining_estimates import estimate_record, estimate_text
+
+    given = {name: value for name, value in (("input", input), ("run", run)) if value}
+    if job is None:
+        anywhere = str(Path(tempfile.gettempdir()) / "ovss-ray-run")
+        spec = JobSpec.build({"run": anywhere, **given, **flags}, source="command line")
+    else:
+        spec = JobSpec.from_file(job, **given, **flags)
+    found = estimate_job(spec, sample_images=sample_images, images=images, gpus=gpus, gpu_price=gpu_price,
+                         reporter=_reporter(verbose))  # fmt: skip
+    _say(json.dumps(estimate_record(found, spec), indent=1) if as_json else estimate_text(found, spec))
 
 
 @app.command(epilog=EPILOG)

@@ -1,8 +1,10 @@
-"""An estimate in words: the rows of its table, what would help, and what it cannot know."""
+"""An estimate in words: its table, the stages, what would help, and what it cannot know."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 from ovss_ray.run.estimate import Estimate
 from ovss_ray.run.forecast import Interval, StageRate
@@ -12,6 +14,27 @@ from ovss_ray.spec import JobSpec
 SURE_AFTER_S = 10.0
 
 STAGE_NAMES = {"write": "put"}
+
+
+def estimate_text(estimate: Estimate, spec: JobSpec) -> str:
+    """All that there is to say, as text of some twenty lines."""
+    rows = describe(estimate)
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {text}" for name, text in rows]
+    lines += ["", f"{'stage':<{width}}  {'threads':>7}  {'ms/image':>10}  {'images/s':>10}  (if it never had to wait)"]
+    for name, threads, milliseconds, rate in map(describe_stage, estimate.forecast.stages):
+        lines.append(f"{name:<{width}}  {threads:>7}  {milliseconds:>10}  {rate:>10}")
+    lines += ["", advise(estimate, spec)]
+    lines += [
+        f"{failure['images']:>8,} of the sample failed, {failure['status']}: {failure['error']}"
+        for failure in estimate.failures
+    ]
+    return "\n".join([*lines, *(f"Note: {note}." for note in caveats(estimate, spec))])
+
+
+def estimate_record(estimate: Estimate, spec: JobSpec) -> dict[str, Any]:
+    """The same as a record that can be written as JSON."""
+    return {**asdict(estimate), "advice": advise(estimate, spec), "notes": caveats(estimate, spec)}
 
 
 def describe(estimate: Estimate) -> list[tuple[str, str]]:

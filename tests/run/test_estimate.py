@@ -1,0 +1,263 @@
+"""Estimates of real jobs: what they find, what they refuse, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from ovss_ray.errors import InputError, RunFailedError, SettingError
+from ovss_ray.images.stores import open_store
+from ovss_ray.run import worker as worker_module
+from ovss_ray.run.driver import run_job
+from ovss_ray.run.estimate import estimate_job
+from ovss_ray.run.explaining_estimates import advise, caveats, describe
+from ovss_ray.spec import JobSpec
+from tests.run.conftest import CLIP, draw_photos
+from tests.run.faulty import METHOD, draw_fault
+
+MakeSpec = Callable[..., JobSpec]
+STAGES = ["fetch", "decode", "segment", "encode", "write"]
+
+
+@pytest.fixture(scope="module")
+def embedded_ray() -> Iterator[None]:
+    """An estimate uses a Ray that is already there."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def everything_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_an_estimate_in_this_process(make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec(run=str(tmp_path / "not/yet/there"), batch_size=2)
+    estimate = estimate_job(spec, sample_images=12, gpu_price=0.5, gpus=4)
+    assert (estimate.images, estimate.images_listed, estimate.sample_images) == (40, 40, 12)
+    assert (estimate.failures, estimate.failed_fraction, estimate.device) == ([], 0.0, "cpu")
+    ahead = estimate.forecast
+    assert [stage.stage for stage in ahead.stages] == STAGES
+    assert all(stage.images_per_s is not None and stage.images_per_s > 0 for stage in ahead.stages)
+    assert estimate.binding_stage == "segment"  # random files of 3 KB are read and written in no time
+    assert ahead.start_up_s > 0
+    assert ahead.images_per_s.low is not None
+    assert ahead.images_per_s.low <= ahead.images_per_s.value
+    assert (ahead.workers, ahead.shards, ahead.shard_size) == (4, 5, 8)
+    assert ahead.price is not None
+    assert ahead.price.value == pytest.approx(0.5 * 4 * ahead.hours.value)
+    assert everything_in(tmp_path) == []
+
+
+def test_the_output_is_as_large_as_that_of_the_run(make_spec: MakeSpec) -> None:
+    spec = make_spec(shard_size=10)
+    estimate = estimate_job(spec, sample_images=40)
+    run_job(spec)
+    shards = [path.stat().st_size for path in Path(spec.run, "shards").iterdir()]
+    assert estimate.forecast.output_bytes == pytest.approx(sum(shards), rel=0.05)
+    assert estimate.forecast.shard_bytes == pytest.approx(sum(shards) / len(shards), rel=0.05)
+    assert (estimate.forecast.shards, estimate.images) == (len(shards), 40)
+
+
+def test_an_estimate_leaves_a_run_as_it_is(make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec(limit=8)
+    run_job(spec)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert estimate_job(spec, sample_images=4).images == 8
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_an_estimate_with_one_actor_on_ray(make_spec: MakeSpec, tmp_path: Path, embedded_ray: None) -> None:
+    spec = make_spec(engine="ray", workers=2, batch_size=2)
+    estimate = estimate_job(spec, sample_images=12)
+    assert (estimate.sample_images, estimate.forecast.workers) == (12, 2)
+    threads = {stage.stage: stage.threads for stage in estimate.forecast.stages}
+    assert threads == {"fetch": 32, "decode": 1, "segment": 1, "encode": 1, "write": 1}  # half of two cores
+    assert everything_in(tmp_path) == []
+    assert ray.is_initialized()
+
+
+def test_images_and_run_in_s3(make_spec: MakeSpec, photos: Path, s3: str) -> None:
+    fs, root = open_store(s3)
+    fs.put(f"{photos}/", f"{root}/photos", recursive=True)
+    before = sorted(fs.find(root))
+    estimate = estimate_job(make_spec(input=f"{s3}/photos", run=f"{s3}/runs/first", batch_size=2), sample_images=8)
+    assert (estimate.images, estimate.sample_images) == (40, 8)
+    assert estimate.input_bytes == sum(path.stat().st_size for path in photos.rglob("*.jpg"))
+    fs.invalidate_cache()
+    assert sorted(fs.find(root)) == before
+
+
+def test_images_inside_a_tar(make_spec: MakeSpec, photos: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(photos, "photos")
+    estimate = estimate_job(make_spec(input=str(tmp_path / "photos.tar"), batch_size=2), sample_images=8)
+    assert (estimate.images, estimate.sample_images, estimate.failures) == (40, 8, [])
+
+
+def test_a_known_number_of_images_spares_the_listing(make_spec: MakeSpec, photos: Path, tmp_path: Path) -> None:
+    names = sorted(str(path) for path in photos.rglob("*.jpg"))
+    source = tmp_path / "list.txt"
+    source.write_text("\n".join(names * 10))
+    spec = make_spec(input=str(source), shard_size="auto", batch_size=1)
+    estimate = estimate_job(spec, sample_images=2, images=1_000_000)
+    assert (estimate.images, estimate.images_listed) == (1_000_000, 200)
+    assert (estimate.forecast.shard_size, estimate.forecast.shards) == (1024, 977)
+    assert "the sample is from the first 200 images of the listing" in caveats(estimate, spec)
+    shorter = estimate_job(spec.model_copy(update={"limit": 30}), sample_images=2, images=1_000_000)
+    assert (shorter.images, shorter.images_listed) == (30, 30)
+
+
+def test_failures_are_counted_by_reason(make_spec: MakeSpec, tmp_path: Path) -> None:
+    photos = draw_photos(tmp_path / "photos", 6)
+    for number in range(3):
+        (photos / f"broken{number}.jpg").write_bytes(b"\xff\xd8\xff broken")
+    spec = make_spec(input=str(photos), batch_size=2)
+    estimate = estimate_job(spec, sample_images=9)
+    assert [(failure["status"], failure["images"]) for failure in estimate.failures] == [("corrupt", 3)]
+    assert estimate.failed_fraction == pytest.approx(1 / 3)
+    assert "33% of the sample failed: the run would stop at max_failed_fraction = 0.2" in caveats(estimate, spec)
+
+
+def test_a_sample_that_cannot_be_read_is_refused_with_its_reasons(make_spec: MakeSpec, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(f"{tmp_path}/{number}.jpg" for number in range(5)))
+    with pytest.raises(InputError, match=r"none of the 5 images of the sample could be labelled \(5 not_found: "):
+        estimate_job(make_spec(input=str(tmp_path / "list.txt")))
+    assert everything_in(tmp_path) == ["list.txt"]
+
+
+def test_a_method_that_always_fails_is_refused(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = worker_module.load_segmenter
+
+    class Broken:
+        def __init__(self, segmenter: object) -> None:
+            self._segmenter = segmenter
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._segmenter, name)
+
+        def segment(self, *_: object, **__: object) -> object:
+            raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setattr(worker_module, "load_segmenter", lambda *a, **k: Broken(real(*a, **k)))
+    with pytest.raises(RunFailedError, match="none of the 4 images .* RuntimeError: no kernel for this device"):
+        estimate_job(make_spec(), sample_images=4)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("kill", "the worker failed while it labelled the sample: .*try another --sample-images"),
+        ("hang", r"took over 1 s \(hang\); .*try another --sample-images"),
+    ],
+)
+def test_a_worker_that_is_lost_ends_the_estimate(
+    make_spec: MakeSpec, tmp_path: Path, embedded_ray: None, fault: str, said: str
+) -> None:
+    photos = draw_photos(tmp_path / "photos", 4)
+    draw_fault(photos / "0000", fault)
+    before = everything_in(tmp_path)
+    spec = make_spec(input=str(photos), method=METHOD, engine="ray", cpus_per_worker=1, batch_timeout_s=1)
+    with pytest.raises(RunFailedError, match=f"(?s){said}"):
+        estimate_job(spec)
+    assert everything_in(tmp_path) == before
+
+
+def test_an_empty_input_is_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image found"):
+        estimate_job(make_spec(input=str(tmp_path / "empty")))
+    assert everything_in(tmp_path) == ["empty"]
+
+
+@pytest.mark.parametrize("wrong", [{"sample_images": 0}, {"images": 0}, {"gpus": 0}, {"gpu_price": -1.0}])
+def test_wrong_numbers_are_refused(make_spec: MakeSpec, wrong: dict[str, int]) -> None:
+    with pytest.raises(SettingError, match=next(iter(wrong))):
+        estimate_job(make_spec(), **wrong)  # type: ignore[arg-type]
+
+
+def test_an_estimate_in_words(make_spec: MakeSpec, photos: Path) -> None:
+    spec = make_spec(batch_size=2)
+    estimate = estimate_job(spec, sample_images=8, gpus=3, gpu_price=2.5)
+    rows = dict(describe(estimate))
+    names = ["images", "sample", "start-up", "one worker", "3 workers", "CPU worker hours", "price", "output", "shards"]
+    assert list(rows) == names
+    assert rows["images"] == f"40 in {photos}"
+    assert rows["sample"] == "8 images at random, on cpu in float32, none failed; warm-up not counted"
+    assert rows["shards"].startswith("5 of 8 images: ")
+    assert advise(estimate, spec).startswith("Bound by segment. What would help: a GPU")
+    assert caveats(estimate, spec)[-1].startswith("not knowable from a sample: throttling")
+
+
+def ovss_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ovss_ray", *arguments], capture_output=True, text=True, timeout=240)
+
+
+def test_the_command_says_the_same_as_text_and_as_json(photos: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"input: {photos}\nrun: {tmp_path}/run\nclasses: [cat, dog]\nclip: {CLIP}\nengine: local\ntemplates: single\n"
+        "batch_size: 2\n"
+    )
+    result = ovss_ray("estimate", "--job", str(job), "--sample-images", "8", "--gpus", "2", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["images"], found["sample_images"], found["failures"]) == (40, 8, [])
+    assert [stage["stage"] for stage in found["forecast"]["stages"]] == STAGES
+    assert found["forecast"]["images_per_s"]["low"] <= found["forecast"]["images_per_s"]["value"]
+    assert (found["forecast"]["workers"], found["forecast"]["price"]) == (2, None)
+    assert found["notes"]
+
+    flags = ["--classes", "cat", "--clip", CLIP, "--engine", "local", "--templates", "single", "--batch-size", "2"]
+    result = ovss_ray("estimate", str(photos), *flags, "--sample-images", "8", "--gpu-price", "2.5")
+    assert result.returncode == 0, result.stderr
+    for said in (f"40 in {photos}", "price", "images/s", "\nfetch ", "\nput ", "Bound by segment", "Note: "):
+        assert said in result.stdout
+    assert everything_in(tmp_path) == ["job.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "setting 'input' is missing"),
+        (["{folder}/list.txt"], 3, "none of the 1 images of the sample could be labelled (1 not_found"),
+        (["{folder}/list.txt", "--gpus", "0"], 2, "gpus is 0"),
+    ],
+)
+def test_errors_are_one_sentence_with_a_documented_exit_code(
+    tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/missing.jpg\n")
+    filled = [text.format(folder=tmp_path) for text in arguments]
+    result = ovss_ray("estimate", *filled, "--classes", "cat", "--clip", CLIP, "--engine", "local")
+    assert result.returncode == code, result.stderr
+    assert said.format(folder=tmp_path) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert everything_in(tmp_path) == ["list.txt"]
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    photos = draw_photos(tmp_path / "photos", 200)
+    (tmp_path / "runs").mkdir()
+    arguments = [str(photos), "--run", f"{tmp_path}/runs/x", "--classes", "cat,dog", "--templates", "single"]
+    command = [sys.executable, "-m", "ovss_ray", "estimate", *arguments, "--clip", CLIP, "--engine", "local"]
+    process = subprocess.Popen([*command, "--sample-images", "150"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "runs").glob(".ovss-ray-estimate-*/shards/*.parquet")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "stopped by SIGTERM; nothing of an estimate is kept" in said
+    assert everything_in(tmp_path / "runs") == []
