@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
@@ -33,8 +33,10 @@ from ovss_ray.run.pool import SLOWEST_BATCH, Engine, WorkerGoneError
 from ovss_ray.run.progress import Progress, Reporter
 from ovss_ray.run.stats import Failures, WorkerProgress
 from ovss_ray.run.temporary import temporary_directory
-from ovss_ray.run.worker import ShardReport
 from ovss_ray.segmenters import resolve_dtype
+
+if TYPE_CHECKING:
+    from ovss_ray.run.worker import ShardReport
 
 POLL_S = 0.5
 SHORTEST_PART_S = 0.001  # the resolution of the times in the footers
