@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import signal
@@ -39,7 +38,7 @@ from ovss_ray.run.events import (
     WorkerDied,
     WorkerFailedToStart,
 )
-from ovss_ray.run.job import LabellingJob, ResolvedSpec, resolve, run_record, settled_shards, take_over
+from ovss_ray.run.job import LabellingJob, ResolvedSpec, resolve, run_record, settled_shards, take_over, with_dtype
 from ovss_ray.run.manifest import choose_shard_size, write_manifest
 from ovss_ray.run.pool import Engine, PoolEvent, ShardReported, TextEncoded, WorkerLoaded, WorkerPool
 from ovss_ray.run.progress import Progress, Reporter, SilentReporter
@@ -47,7 +46,6 @@ from ovss_ray.run.scheduler import Scheduler
 from ovss_ray.run.stragglers import ShardClock
 from ovss_ray.run.summary import RunSummary, summarise_run
 from ovss_ray.run.text import load_text, save_text
-from ovss_ray.segmenters import resolve_dtype
 from ovss_ray.spec import JobSpec
 from ovss_ray.vocabulary import Vocabulary
 
@@ -111,7 +109,7 @@ def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> Ru
     engine = open_engine(resolved.spec)
     try:
         if record is None:
-            resolved = _with_dtype(resolved, engine)
+            resolved = with_dtype(resolved, engine.device)
             record = _create_record(resolved, manifest, directory)
         job = _job(resolved, manifest, record, directory, engine)
         session = _Session(job, directory, engine, reporter, done)
@@ -153,11 +151,6 @@ def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifes
     manifest = write_manifest(reporter.counting(images), directory, shard_size)
     log.info("planned %d images in %d shards of %d", manifest.images, manifest.shards, manifest.shard_size)
     return manifest
-
-
-def _with_dtype(resolved: ResolvedSpec, engine: Engine) -> ResolvedSpec:
-    dtype = str(resolve_dtype(resolved.spec.dtype, engine.device)).removeprefix("torch.")
-    return dataclasses.replace(resolved, spec=resolved.spec.model_copy(update={"dtype": dtype}))
 
 
 def _create_record(resolved: ResolvedSpec, manifest: Manifest, directory: RunDirectory) -> dict[str, Any]:

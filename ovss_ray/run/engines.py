@@ -13,7 +13,6 @@ from typing import Any
 from ovss_ray.errors import RunFailedError, SettingError
 from ovss_ray.run.job import LabellingJob
 from ovss_ray.run.pool import Engine, Place, WorkerGoneError, WorkerHandle
-from ovss_ray.run.worker import Worker
 from ovss_ray.spec import JobSpec
 
 log = logging.getLogger(__name__)
@@ -67,6 +66,8 @@ class LocalEngine:
 
 class _LocalWorker:
     def __init__(self, job: LabellingJob, cpus: int) -> None:
+        from ovss_ray.run.worker import Worker
+
         self._threads = ThreadPoolExecutor(SHARDS_PER_WORKER + 1, thread_name_prefix="worker")
         self._worker = self._threads.submit(Worker, job, cpus=cpus)
 
@@ -152,7 +153,7 @@ class RayEngine:
     def launch(self, job: LabellingJob) -> WorkerHandle:
         import ray
 
-        actor = ray.remote(Worker).options(
+        actor = ray.remote(_WorkerProcess).options(
             num_cpus=self._cpus_each,
             num_gpus=self._gpus_each,
             max_concurrency=SHARDS_PER_WORKER + 1,  # and one call that asks for progress
@@ -173,6 +174,18 @@ class RayEngine:
             ray.shutdown()
 
 
+class _WorkerProcess:
+    """The actor: a `Worker`, which the driver never imports, nor torch with it."""
+
+    def __init__(self, job: LabellingJob, cpus: int) -> None:
+        from ovss_ray.run.worker import Worker
+
+        self._worker = Worker(job, cpus=cpus)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._worker, method)(*arguments)
+
+
 class _RayWorker:
     def __init__(self, actor: Any, *, whole_gpu: bool) -> None:
         self._actor = actor
@@ -182,7 +195,7 @@ class _RayWorker:
         return self._settled(self._actor.__ray_call__.remote(_where, self._whole_gpu))
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        return self._settled(getattr(self._actor, method).remote(*arguments))
+        return self._settled(self._actor.call.options(name=method).remote(method, *arguments))
 
     def _settled(self, reference: Any) -> Future[Any]:
         """A future of what a Ray call gives, with Ray's errors translated."""
@@ -223,7 +236,7 @@ class _RayWorker:
         ray.kill(self._actor)
 
 
-def _where(_: Worker, whole_gpu: bool) -> Place:
+def _where(_: _WorkerProcess, whole_gpu: bool) -> Place:
     """Runs inside the actor."""
     import ray
 

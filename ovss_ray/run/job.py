@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,7 @@ from ovss_ray.images.decoding import DECODING_VERSION
 from ovss_ray.images.stores import is_local, local_path
 from ovss_ray.labels.additions import Addition, grown
 from ovss_ray.labels.layout import FORMAT_VERSION, Manifest
-from ovss_ray.models.sources import native_image_size, resolve_weights
-from ovss_ray.models.text import check_query_lengths
-from ovss_ray.segmenters import get_method
+from ovss_ray.run.apart import call_apart
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
 from ovss_ray.vocabulary import Vocabulary, load_vocabulary
@@ -63,6 +62,9 @@ class LabellingJob:
 def resolve(spec: JobSpec, vocabulary: Vocabulary | None = None) -> ResolvedSpec:
     """Check everything that can be checked before any work starts, and fill in what the method leaves open.
 
+    This takes torch, and with it 600 MB that a driver would carry for days: a process that has not loaded it, and will
+    not need it, leaves the checking to another.
+
     Args:
         spec: the job.
         vocabulary: the classes of a run that exists; by default they are read as the job says.
@@ -71,6 +73,16 @@ def resolve(spec: JobSpec, vocabulary: Vocabulary | None = None) -> ResolvedSpec
         SettingError: unknown method, wrong setting of the method, wrong vocabulary or template.
         WeightsError: weights that are missing or do not fit.
     """
+    if spec.engine == "local" or "torch" in sys.modules:
+        return _resolve(spec, vocabulary)
+    return call_apart(_resolve, spec, vocabulary)
+
+
+def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
+    from ovss_ray.models.sources import native_image_size, resolve_weights
+    from ovss_ray.models.text import check_query_lengths
+    from ovss_ray.segmenters import get_method
+
     given = get_method(spec.method).parse_settings(spec.settings)
     if vocabulary is None:
         vocabulary = load_vocabulary(spec.classes, templates=spec.templates, background=spec.background)
@@ -85,6 +97,14 @@ def resolve(spec: JobSpec, vocabulary: Vocabulary | None = None) -> ResolvedSpec
         "run": local_path(spec.run) if is_local(spec.run) else spec.run.rstrip("/"),
     }
     return ResolvedSpec(spec.model_copy(update=updates), vocabulary, weights.digest, settings.label_settings())
+
+
+def with_dtype(resolved: ResolvedSpec, device: str) -> ResolvedSpec:
+    """The job with its precision settled for workers on this device ("cuda" or "cpu"), as `resolve_dtype` would."""
+    if resolved.spec.dtype != "auto":
+        return resolved
+    dtype = "float16" if device == "cuda" else "float32"
+    return dataclasses.replace(resolved, spec=resolved.spec.model_copy(update={"dtype": dtype}))
 
 
 def identity(resolved: ResolvedSpec, manifest: Manifest) -> dict[str, Any]:

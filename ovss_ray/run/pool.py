@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ovss_ray.errors import OvssError, RunFailedError
 from ovss_ray.run.directory import is_final
@@ -23,10 +23,12 @@ from ovss_ray.run.events import (
     WorkerPlaced,
 )
 from ovss_ray.run.job import LabellingJob
-from ovss_ray.run.memory import Shape
+from ovss_ray.run.reports import DeviceLostError, ShardReport
 from ovss_ray.run.stats import WorkerProgress
-from ovss_ray.run.worker import DeviceLostError, ShardReport
 from ovss_ray.segmenters import TextEmbeddings
+
+if TYPE_CHECKING:
+    from ovss_ray.run.memory import Shape
 
 log = logging.getLogger(__name__)
 

@@ -27,17 +27,16 @@ from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import BATCH_TIMEOUT_S
 from ovss_ray.run.engines import SHARDS_PER_WORKER, LocalEngine, RayEngine, open_engine
 from ovss_ray.run.events import ShardTask
-from ovss_ray.run.job import LabellingJob, ResolvedSpec, run_record
+from ovss_ray.run.job import LabellingJob, ResolvedSpec, run_record, with_dtype
 from ovss_ray.run.manifest import write_manifest
 from ovss_ray.run.pool import SLOWEST_BATCH, Engine, WorkerGoneError
 from ovss_ray.run.progress import Progress, Reporter
+from ovss_ray.run.reports import ShardReport
 from ovss_ray.run.stats import Failures, WorkerProgress
 from ovss_ray.run.temporary import temporary_directory
-from ovss_ray.segmenters import resolve_dtype
 
 if TYPE_CHECKING:
-    from ovss_ray.run.worker import ShardReport
-
+    
 POLL_S = 0.5
 SHORTEST_PART_S = 0.001  # the resolution of the times in the footers
 NAME = "worker"
@@ -163,8 +162,8 @@ def _prepare(
     """A whole, small run as far as the worker can tell; what a killed process leaves behind is readable as one."""
     directory.prepare()
     manifest = write_manifest(images, directory, part_size)
-    dtype = str(resolve_dtype(resolved.spec.dtype, engine.device)).removeprefix("torch.")
-    spec = resolved.spec.model_copy(update={"run": directory.uri, "dtype": dtype})
+    resolved = with_dtype(resolved, engine.device)
+    spec = resolved.spec.model_copy(update={"run": directory.uri})
     settled = dataclasses.replace(resolved, spec=spec)
     record = run_record(settled, manifest, created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     directory.create(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())

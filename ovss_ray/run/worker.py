@@ -15,7 +15,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from ovss_ray.run.job import LabellingJob
 from ovss_ray.run.manifest import ManifestReader, ManifestRow
 from ovss_ray.run.memory import BatchLimits, Shape, is_device_lost, is_out_of_memory
 from ovss_ray.run.prefetch import Image, ImageLoader, LoadedImage, Prefetcher, micro_batches
+from ovss_ray.run.reports import DeviceLostError, ShardReport
 from ovss_ray.run.stats import Failures, WorkerProgress, WorkerStats, count_failure
 from ovss_ray.segmenters import Segmentation, TextEmbeddings, load_segmenter
 from ovss_ray.version import __version__
@@ -40,29 +40,6 @@ log = logging.getLogger(__name__)
 
 WARM_UP_SHAPE = (64, 64, 3)
 WARM_UP_ROW = ManifestRow(-1, "a made-up image")
-
-
-@dataclass(frozen=True)
-class ShardReport:
-    """What a worker says about a finished shard.
-
-    Attributes:
-        shard: its id.
-        created: False if another worker's file was there first; this worker's labels were then dropped.
-        statuses: number of images by status.
-        failures: number of images without labels by (status, reason).
-        bytes_written: size of the file.
-    """
-
-    shard: int
-    created: bool
-    statuses: Mapping[str, int]
-    failures: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    bytes_written: int = 0
-
-
-class DeviceLostError(Exception):
-    """The process can no longer use its device; it must be replaced."""
 
 
 class Worker:
