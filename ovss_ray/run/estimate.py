@@ -35,7 +35,8 @@ class Estimate:
         images_listed: of which so many were listed; fewer if the number was given.
         input_bytes: size of all images; None if the listing does not give it.
         sample_images: images that were labelled for the estimate, warm-up excluded.
-        sample_seconds: that took.
+        sample_parts: parts that it was divided into; the intervals are from the spread between them.
+        sample_seconds: that it took.
         failures: those that failed, as {status, error, images}, the most frequent reason first.
         failed_fraction: of the sample.
         device, dtype: that the sample was labelled with.
@@ -48,6 +49,7 @@ class Estimate:
     images_listed: int
     input_bytes: int | None
     sample_images: int
+    sample_parts: int
     sample_seconds: float
     failures: list[dict[str, str | int]]
     failed_fraction: float
@@ -102,6 +104,7 @@ def estimate_job(
         images_listed=found.images,
         input_bytes=None if found.size_bytes is None else round(found.size_bytes / found.images * total),
         sample_images=labelled,
+        sample_parts=len(trial.parts),
         sample_seconds=sum(part.seconds for part in trial.parts),
         failures=[{"status": status, "error": reason, "images": count} for status, reason, count in _ranked(trial)],
         failed_fraction=1 - trial.statuses.get("ok", 0) / labelled,

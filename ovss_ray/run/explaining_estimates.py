@@ -25,6 +25,10 @@ def estimate_text(estimate: Estimate, spec: JobSpec) -> str:
     for name, threads, milliseconds, rate in map(describe_stage, estimate.forecast.stages):
         lines.append(f"{name:<{width}}  {threads:>7}  {milliseconds:>10}  {rate:>10}")
     lines += ["", advise(estimate, spec)]
+    if estimate.forecast.images_per_s.low is not None:
+        lines.append(
+            f"In brackets: 95 % intervals, from the spread between {estimate.sample_parts} parts of the sample."
+        )
     lines += [
         f"{failure['images']:>8,} of the sample failed, {failure['status']}: {failure['error']}"
         for failure in estimate.failures
@@ -133,9 +137,10 @@ def _images(estimate: Estimate) -> str:
 
 def _sample(estimate: Estimate) -> str:
     failed = f", {estimate.failed_fraction:.1%} failed" if estimate.failed_fraction else ", none failed"
+    listing = "whole listing" if estimate.images_listed == estimate.images else "head of the listing"
     return (
-        f"{estimate.sample_images:,} images at random, on {estimate.device} in {estimate.dtype}{failed}; "
-        "warm-up not counted"
+        f"{estimate.sample_images:,} images, spread over the {listing} by a hash, on {estimate.device} in "
+        f"{estimate.dtype}{failed}; warm-up not counted"
     )
 
 

@@ -19,7 +19,7 @@ from ovss_ray.images.stores import open_store
 from ovss_ray.run import worker as worker_module
 from ovss_ray.run.driver import run_job
 from ovss_ray.run.estimate import estimate_job
-from ovss_ray.run.explaining_estimates import advise, caveats, describe
+from ovss_ray.run.explaining_estimates import advise, caveats, describe, estimate_text
 from ovss_ray.spec import JobSpec
 from tests.run.conftest import CLIP, draw_photos
 from tests.run.faulty import METHOD, draw_fault
@@ -43,7 +43,7 @@ def everything_in(folder: Path) -> list[str]:
 def test_an_estimate_in_this_process(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(run=str(tmp_path / "not/yet/there"), batch_size=2)
     estimate = estimate_job(spec, sample_images=12, gpu_price=0.5, gpus=4)
-    assert (estimate.images, estimate.images_listed, estimate.sample_images) == (40, 40, 12)
+    assert (estimate.images, estimate.images_listed, estimate.sample_images, estimate.sample_parts) == (40, 40, 12, 4)
     assert (estimate.failures, estimate.failed_fraction, estimate.device) == ([], 0.0, "cpu")
     ahead = estimate.forecast
     assert [stage.stage for stage in ahead.stages] == STAGES
@@ -192,9 +192,13 @@ def test_an_estimate_in_words(make_spec: MakeSpec, photos: Path) -> None:
     names = ["images", "sample", "start-up", "one worker", "3 workers", "CPU worker hours", "price", "output", "shards"]
     assert list(rows) == names
     assert rows["images"] == f"40 in {photos}"
-    assert rows["sample"] == "8 images at random, on cpu in float32, none failed; warm-up not counted"
+    assert rows["sample"] == (
+        "8 images, spread over the whole listing by a hash, on cpu in float32, none failed; warm-up not counted"
+    )
     assert rows["shards"].startswith("5 of 8 images: ")
     assert advise(estimate, spec).startswith("Bound by segment. What would help: a GPU")
+    text = estimate_text(estimate, spec)
+    assert "In brackets: 95 % intervals, from the spread between 4 parts of the sample." in text
     assert caveats(estimate, spec)[-1].startswith("not knowable from a sample: throttling")
 
 
@@ -230,7 +234,6 @@ def test_the_command_says_the_same_as_text_and_as_json(photos: Path, tmp_path: P
     [
         ([], 2, "setting 'input' is missing"),
         (["{folder}/list.txt"], 3, "none of the 1 images of the sample could be labelled (1 not_found"),
-        (["{folder}/list.txt", "--gpus", "0"], 2, "gpus is 0"),
     ],
 )
 def test_errors_are_one_sentence_with_a_documented_exit_code(
