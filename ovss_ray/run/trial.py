@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -35,8 +35,6 @@ from ovss_ray.run.reports import ShardReport
 from ovss_ray.run.stats import Failures, WorkerProgress
 from ovss_ray.run.temporary import temporary_directory
 
-if TYPE_CHECKING:
-    
 POLL_S = 0.5
 SHORTEST_PART_S = 0.001  # the resolution of the times in the footers
 NAME = "worker"
