@@ -21,6 +21,7 @@ from rich.table import Table
 
 from ovss_ray.errors import OvssError
 from ovss_ray.flags import HOW, JOB_FLAGS, LISTING, parse_storage_options, with_flags
+from ovss_ray.run.logs import LogSettings, configure_logging, logs_json
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
 
@@ -36,6 +37,8 @@ EPILOG = (
     "found damaged files, 130 or 143 stopped by a signal."
 )
 
+log = logging.getLogger(__name__)
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -48,7 +51,13 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, on standard error.")]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, metavar="", show_default=False,
+        help="Log what happens, on standard error; -vv: also each image without labels, and why.",
+    ),
+]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 RunPlace = Annotated[str, typer.Argument(metavar="RUN", help="Run directory.")]
 PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Add the images and label them another time.")]
@@ -64,7 +73,7 @@ def label(
     input: Annotated[str, typer.Argument(metavar="INPUT", help=JobSpec.model_fields["input"].description)],
     run: Annotated[str, typer.Argument(metavar="RUN", help=JobSpec.model_fields["run"].description)],
     flags: dict[str, Any],
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Label a folder, a glob or a list of images; the same command continues an interrupted run.
 
@@ -80,7 +89,7 @@ def run_file(
     flags: dict[str, Any],
     input: Annotated[str | None, typer.Option("--input", help="Replaces `input` of the file.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Replaces `run` of the file.")] = None,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Run a job file, or continue its run; a flag replaces the field of the file.
 
@@ -90,17 +99,24 @@ def run_file(
     _run(JobSpec.from_file(job, **places, **flags), verbose)
 
 
-def _run(spec: JobSpec, verbose: bool) -> None:
+def _run(spec: JobSpec, verbose: int) -> None:
     from ovss_ray.run.driver import run_job
 
-    _print_summary(run_job(spec, reporter=_reporter(verbose)))
+    _print_summary(run_job(spec, reporter=_reporter(spec, verbose)))
 
 
-def _reporter(verbose: bool) -> Reporter:
+def _reporter(spec: JobSpec, verbose: int) -> Reporter:
     from ovss_ray.run.progress import LogReporter, TerminalReporter
 
-    _log(logging.INFO if verbose or not err.is_terminal else logging.WARNING)
-    return TerminalReporter(err) if err.is_terminal else LogReporter()
+    bar = err.is_terminal and spec.log_format == "text"
+    configure_logging(LogSettings(_level(verbose, quiet=bar), spec.log_format, {"run": spec.run_name}))
+    return TerminalReporter(err) if bar else LogReporter()
+
+
+def _level(verbose: int, *, quiet: bool) -> int:
+    if verbose > 1:
+        return logging.DEBUG
+    return logging.INFO if verbose or not quiet else logging.WARNING
 
 
 @app.command(epilog=EPILOG)
@@ -119,7 +135,7 @@ def estimate(
     gpus: Annotated[float | None, typer.Option(help="GPUs, or CPU workers without any, to share the work.")] = None,
     gpu_price: Annotated[float | None, typer.Option(help="Price of one of them for an hour.")] = None,
     as_json: AsJson = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Time a sample of a job before the money is spent: hours, GPU hours, price, output size, and what binds.
 
@@ -137,7 +153,7 @@ def estimate(
     else:
         spec = JobSpec.from_file(job, **given, **flags)
     found = estimate_job(spec, sample_images=sample_images, images=images, gpus=gpus, gpu_price=gpu_price,
-                         reporter=_reporter(verbose))  # fmt: skip
+                         reporter=_reporter(spec, verbose))  # fmt: skip
     _say(json.dumps(estimate_record(found, spec), indent=1) if as_json else estimate_text(found, spec))
 
 
@@ -148,7 +164,7 @@ def extend(
     flags: dict[str, Any],
     input: Annotated[str | None, typer.Argument(metavar="INPUT", help="Images; the run's own input if none.")] = None,
     plan_only: PlanOnly = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Add the images that a run does not have yet (told by their URIs), and label them.
 
@@ -183,7 +199,7 @@ def retry(
         ),
     ] = None,
     plan_only: PlanOnly = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Label the images without labels once more, as new shards; the latest outcome of each image counts.
 
@@ -209,14 +225,14 @@ def _add_and_label(
     add: Callable[[StoredJob, Reporter], Addition | None],
     nothing: str,
     plan_only: bool,
-    verbose: bool,
+    verbose: int,
 ) -> None:
     from ovss_ray.run.additions import check_job, continue_run, load_job
 
     job = load_job(run, flags, storage_options=flags.get("storage_options"))
     if not plan_only:
         check_job(job)
-    reporter = _reporter(verbose)
+    reporter = _reporter(job.spec, verbose)
     added = add(job, reporter)
     if added is None:
         _say(nothing)
@@ -368,14 +384,14 @@ def demo(
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes to draw and label.")] = 48,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
     engine: Annotated[str, typer.Option(help="ray or local.")] = "ray",
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Draw synthetic scenes, label them with the shipped tiny CLIP, score and show the result; offline, in a minute."""
     from ovss_ray.demo.tour import take_tour
     from ovss_ray.run.progress import LogReporter, TerminalReporter
 
     terminal = err.is_terminal
-    _log(logging.INFO if verbose else logging.WARNING)
+    configure_logging(LogSettings(_level(verbose, quiet=True)))
     reporter = TerminalReporter(err) if terminal else LogReporter()
     tour = take_tour(folder, scenes=scenes, seed=seed, engine=engine, reporter=reporter)
     table = Table("class", "IoU")
@@ -401,18 +417,16 @@ def _say(text: str) -> None:
     out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _log(level: int) -> None:
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("ovss_ray").setLevel(level)
-
-
 def main() -> None:
     """Entry point: errors of the user's making end in one sentence and a documented exit code."""
     try:
         app()
     except OvssError as error:
-        err.print(f"ovss-ray: {error}", markup=False, highlight=False, soft_wrap=True)
+        said = str(error)
         if error.exit_code in (5, 130, 143):
-            err.print(f"Continue with:\n  {shlex.join(['ovss-ray', *sys.argv[1:]])}", markup=False, highlight=False,
-                      soft_wrap=True)  # fmt: skip
+            said += f"\nContinue with:\n  {shlex.join(['ovss-ray', *sys.argv[1:]])}"
+        if logs_json():
+            log.error("%s", said)
+        else:
+            err.print(f"ovss-ray: {said}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -16,6 +16,7 @@ from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
 from ovss_ray.images.listing import DEFAULT_EXTENSIONS
 
 Auto = Literal["auto"]
+LogFormat = Literal["text", "json"]
 
 
 class JobSpec(BaseModel):
@@ -135,6 +136,9 @@ class JobSpec(BaseModel):
         description="The run stops when more than this fraction of its images fail, first judged as a fraction of the "
         "first thousand; 1 never stops.",
     )
+    log_format: LogFormat = Field(
+        default="text", description="Log lines of driver and workers: text, or json (one object a line)."
+    )
     storage_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="fsspec options per protocol, e.g. {s3: {endpoint_url: ...}}; never written to the run directory.",
@@ -175,6 +179,11 @@ class JobSpec(BaseModel):
             return value
         cleaned = (str(name).strip().lower().lstrip(".") for name in names)
         return tuple(name for name in cleaned if name)
+
+    @property
+    def run_name(self) -> str:
+        """The last part of the run directory's place: short enough for log lines and metrics."""
+        return self.run.rstrip("/").rsplit("/", 1)[-1]
 
     @classmethod
     def build(cls, values: Mapping[str, Any], *, source: str) -> JobSpec:

@@ -39,7 +39,9 @@ from ovss_ray.run.events import (
     WorkerFailedToStart,
 )
 from ovss_ray.run.job import LabellingJob, ResolvedSpec, resolve, run_record, settled_shards, take_over, with_dtype
+from ovss_ray.run.logs import pass_to_root
 from ovss_ray.run.manifest import choose_shard_size, write_manifest
+from ovss_ray.run.metrics import open_metrics
 from ovss_ray.run.pool import Engine, PoolEvent, ShardReported, TextEncoded, WorkerLoaded, WorkerPool
 from ovss_ray.run.progress import Progress, Reporter, SilentReporter
 from ovss_ray.run.scheduler import Scheduler
@@ -107,6 +109,8 @@ def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> Ru
         directory.sweep()
         return summary
     engine = open_engine(resolved.spec)
+    if spec.log_format == "json":
+        pass_to_root("ray")  # which has set up its own logging by now
     try:
         if record is None:
             resolved = with_dtype(resolved, engine.device)
@@ -202,7 +206,9 @@ class _Session:
             images=manifest.rows,
             images_before=sum(manifest.images_in(shard) for shard in done),
             shards=manifest.shards,
+            shards_before=len(done),
         )
+        self._metrics = open_metrics(job.spec)
 
     def run(self, stop: _StopSignal) -> None:
         with self._reporter.showing(self.progress):
@@ -213,9 +219,12 @@ class _Session:
                         self._take(event)
                     self.progress.observe(self._pool.progress())
                     self._reporter.update(self.progress)
+                    self._metrics.update(self.progress)
                     self._look_after()
             finally:
                 self._pool.close()
+                self.progress.incidents.closed()
+                self._metrics.close(self.progress)
         if self._scheduler.remaining:
             done = self.progress.shards - self._scheduler.remaining
             kept = f"{done} of {self.progress.shards} shards are finished and kept"
@@ -266,6 +275,8 @@ class _Session:
                     labelled=report.created or bool(report.bytes_written),
                     counts=self._scheduler.is_open(report.shard),
                 )
+                if report.seconds is not None:
+                    self._metrics.shard_finished(report.seconds)
                 self._tell(ShardDone(event.worker, report.shard))
             case ShardFailed():
                 self._clock.finished(event.worker, event.shard, time.monotonic())
@@ -292,10 +303,12 @@ class _Session:
             self._pool.begin(self._loaded.pop(0), self._text)
 
     def _tell(self, event: Event) -> None:
+        self.progress.incidents.heard(event)
         self._carry_out(self._scheduler.handle(event))
 
     def _carry_out(self, decisions: list[Decision]) -> None:
         for decision in decisions:
+            self.progress.incidents.decided(decision)
             match decision:
                 case StartWorker():
                     self._pool.start(decision.worker)
@@ -308,7 +321,10 @@ class _Session:
                     self._clock.gone(decision.worker)
                     self._pool.stop(decision.worker)
                 case MarkCrashed(image):
-                    log.warning("image %d of shard %d ends its worker: %s", image.image_id, image.shard, image.reason)
+                    log.warning(
+                        "image %d of shard %d ends its worker: %s", image.image_id, image.shard, image.reason,
+                        extra={"image_id": image.image_id, "shard": image.shard},
+                    )  # fmt: skip
                     remember_crashed(self._directory, image)
                 case SetGpuAside():
                     self._reporter.message(f"GPU {decision.gpu} is set aside, workers fail on it: {decision.reason}")

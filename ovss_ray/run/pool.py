@@ -23,6 +23,7 @@ from ovss_ray.run.events import (
     WorkerPlaced,
 )
 from ovss_ray.run.job import LabellingJob
+from ovss_ray.run.logs import LogSettings, package_level
 from ovss_ray.run.reports import DeviceLostError, ShardReport
 from ovss_ray.run.stats import WorkerProgress
 from ovss_ray.segmenters import TextEmbeddings
@@ -183,7 +184,7 @@ class WorkerPool:
 
     def load(self, worker: str) -> None:
         """Have a placed worker load its segmenter; `WorkerLoaded` or `WorkerFailedToStart` follows."""
-        self._call(worker, "load", on_success=lambda _: WorkerLoaded(worker))
+        self._call(worker, "load", self._log_settings(worker), on_success=lambda _: WorkerLoaded(worker))
 
     def encode_text(self, worker: str) -> None:
         """Have a loaded worker encode the vocabulary; `TextEncoded` or `WorkerFailedToStart` follows."""
@@ -242,6 +243,13 @@ class WorkerPool:
         for worker in list(self._members):
             self._forget(worker)
 
+    def _log_settings(self, worker: str) -> LogSettings | None:
+        """Those of a worker in a process of its own."""
+        if not self._engine.isolates:
+            return None
+        spec = self._job.spec
+        return LogSettings(package_level(), spec.log_format, {"run": spec.run_name, "worker": worker})
+
     # -- what the calls came to --------------------------------------------------------------------------------
 
     def _call(
@@ -264,6 +272,7 @@ class WorkerPool:
         member = self._members[worker]
         if isinstance(said, ShardReport):
             member.group = ()
+            member.progress, member.asked = said.progress, None  # newer than what has been asked for before
             return ShardReported(worker, said)
         before, member.group = member.group, said
         self._call(worker, "label_next", shard=shard, on_success=lambda said: self._heard(worker, shard, said))
@@ -273,7 +282,7 @@ class WorkerPool:
         try:
             return call.on_success(future.result())
         except Exception as error:  # whatever happened to the worker becomes an event; the scheduler decides
-            log.warning("%s: %s", call.worker, _explain(error))
+            log.warning("%s: %s", call.worker, _explain(error), extra=_about(call.worker, call.shard))
             gone = isinstance(error, WorkerGoneError | DeviceLostError)
             if call.shard is None:
                 blameless = self._is_blameless(call.worker, error)
@@ -308,7 +317,7 @@ class WorkerPool:
         leaving = self._engine.leaving_nodes()
         for worker, member in self._members.items():
             if member.place is not None and member.place.node in leaving and not member.leaving:
-                log.warning("%s: its node is about to go", worker)
+                log.warning("%s: its node is about to go", worker, extra=_about(worker))
                 member.leaving = True
                 events.append(WorkerLeaving(worker))
         capacity = self._engine.capacity()
@@ -333,9 +342,13 @@ class WorkerPool:
                 busy = max(busy, time.monotonic() - member.asked_at)
             if busy > limit:
                 reason = f"one micro-batch or image took over {limit:.0f} s (hang)"
-                log.warning("%s: %s", worker, reason)
+                log.warning("%s: %s", worker, reason, extra=_about(worker))
                 events.append(self._death(worker, reason, hung=True))
         return events
+
+
+def _about(worker: str, shard: int | None = None) -> dict[str, str | int]:
+    return {"worker": worker} if shard is None else {"worker": worker, "shard": shard}
 
 
 def _explain(error: Exception) -> str:

@@ -7,6 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from contextvars import copy_context
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from ovss_ray.errors import ImageError
 from ovss_ray.images.decoding import decode_image
 from ovss_ray.images.fetching import Fetcher
+from ovss_ray.run.logs import log_context
 from ovss_ray.run.manifest import ManifestRow
 from ovss_ray.run.stats import WorkerStats
 
@@ -42,7 +44,7 @@ class ImageLoader:
 
     Args:
         fetcher: reads the bytes.
-        executor: runs one fetch and decode per thread.
+        executor: runs one fetch and decode per thread; with a `ContextThreadPool` its log lines say of which shard.
         decode_threads: how many of those threads may decode at the same time.
         max_pixels: larger images fail with `too_large`.
         stats: where the time goes (`fetch`, `decode`).
@@ -62,6 +64,10 @@ class ImageLoader:
         return self._executor.submit(self._load, row)
 
     def _load(self, row: ManifestRow) -> LoadedImage:
+        with log_context(image_id=row.image_id, uri=row.uri):
+            return self._fetch_and_decode(row)
+
+    def _fetch_and_decode(self, row: ManifestRow) -> LoadedImage:
         try:
             with self._stats.stage("fetch"):
                 data = self._fetcher.fetch(row.uri, size_bytes=row.size_bytes, offset=row.offset)
@@ -99,6 +105,7 @@ class Prefetcher:
         self._loaded_bytes = 0
         self._loaded = 0
         self._stopped = False
+        self._context = copy_context()  # images are also asked for by threads that have finished one
         self._fill()
 
     def __iter__(self) -> Iterator[LoadedImage]:
@@ -123,7 +130,7 @@ class Prefetcher:
                 if index == len(self._rows) or self._stopped or not (index <= must_have or self._has_room()):
                     return
                 self._in_flight += 1
-                future = self._loader.submit(self._rows[index])
+                future = self._context.run(self._loader.submit, self._rows[index])
                 self._futures.append(future)
             future.add_done_callback(self._on_loaded)
 

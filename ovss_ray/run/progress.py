@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from ovss_ray.run.incidents import Incidents
 from ovss_ray.run.stats import Failures, WorkerProgress
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,19 @@ class Progress:
         images: images of the whole run.
         images_before: images of shards that were finished before this session.
         shards: shards of the whole run.
+        shards_before: those that were finished before this session.
+
+    Attributes:
+        shards_finished: those finished by now.
+        incidents: what happened to workers and attempts.
     """
 
-    def __init__(self, *, images: int, images_before: int, shards: int) -> None:
+    def __init__(self, *, images: int, images_before: int, shards: int, shards_before: int = 0) -> None:
         self.images = images
         self.images_before = images_before
         self.shards = shards
+        self.shards_finished = shards_before
+        self.incidents = Incidents()
         self.started = time.monotonic()
         self._first: tuple[float, int] | None = None  # when images were first seen to be done, and how many
         self.statuses: Counter[str] = Counter()
@@ -65,6 +73,7 @@ class Progress:
             self._reported[worker] += sum(statuses.values())
             self._reported_reasons.setdefault(worker, Counter()).update(failures)
         if counts:
+            self.shards_finished += 1
             self.statuses.update(statuses)
             self._reasons.update(failures)
 

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.events import ShardTask
 from ovss_ray.run.isolation import groups_of
 from ovss_ray.run.job import LabellingJob
+from ovss_ray.run.logs import ContextThreadPool, LogSettings, configure_logging, log_context
 from ovss_ray.run.manifest import ManifestReader, ManifestRow
 from ovss_ray.run.memory import BatchLimits, Shape, is_device_lost, is_out_of_memory
 from ovss_ray.run.prefetch import Image, ImageLoader, LoadedImage, Prefetcher, micro_batches
@@ -61,15 +62,21 @@ class Worker:
         self._device_turn = threading.Lock()
         self._text: TextEmbeddings | None = None
         self._careful: Iterator[tuple[int, ...] | ShardReport] = iter(())
+        self._careful_task = ShardTask(-1, attempt=0)
 
-    def load(self) -> None:
+    def load(self, logs: LogSettings | None = None) -> None:
         """Load the segmenter and open the run directory; once, before anything else.
+
+        Args:
+            logs: how to log, for a process that is this worker's own.
 
         Raises:
             WeightsError: the weights found here are not those that the run was started with.
             RunFailedError: the run directory cannot be reached from here.
         """
         spec = self._job.spec
+        if logs is not None:
+            configure_logging(logs)
         # Of an image that is damaged but readable Pillow warns once per tag; what matters becomes a row.
         warnings.filterwarnings("ignore", module="PIL")
         if spec.device == "cpu":
@@ -86,15 +93,20 @@ class Worker:
                 "put the run directory in object storage or on a shared file system"
             )
         self._manifest = ManifestReader(self._job.manifest, self._directory)
-        fetcher = Fetcher(spec.storage_options, attempts=spec.fetch_attempts, timeout_s=spec.fetch_timeout_s)
+        fetcher = Fetcher(
+            spec.storage_options,
+            attempts=spec.fetch_attempts,
+            timeout_s=spec.fetch_timeout_s,
+            on_retry=self._count_retry,
+        )
         self._loader = ImageLoader(
             fetcher,
-            ThreadPoolExecutor(spec.fetch_concurrency, thread_name_prefix="load"),
+            ContextThreadPool(spec.fetch_concurrency, thread_name_prefix="load"),
             decode_threads=self._cpus if spec.decode_threads == "auto" else spec.decode_threads,
             max_pixels=spec.max_pixels,
             stats=self._stats,
         )
-        self._encoders = ThreadPoolExecutor(self._cpus, thread_name_prefix="encode")
+        self._encoders = ContextThreadPool(self._cpus, thread_name_prefix="encode")
         self._segmenter = load_segmenter(
             spec.method, clip=spec.clip, device=spec.device, dtype=spec.dtype, **spec.settings
         )
@@ -123,20 +135,21 @@ class Worker:
             OSError: the run directory cannot be read or written.
             DeviceLostError: this process cannot go on.
         """
-        report = self._already_there(task)
-        if report is not None:
-            return report
-        started = time.time()
-        rows = self._manifest.rows(task.shard)
-        crashed = self._crashed_rows(task, rows)
-        known = {row.image_id for row in crashed}
-        labelled = self._label([row for row in rows if row.image_id not in known])
-        return self._finish(task, started, crashed + labelled)
+        with log_context(shard=task.shard, attempt=task.attempt):
+            report = self._already_there(task)
+            if report is not None:
+                return report
+            started = time.time()
+            rows = self._manifest.rows(task.shard)
+            crashed = self._crashed_rows(task, rows)
+            known = {row.image_id for row in crashed}
+            labelled = self._label([row for row in rows if row.image_id not in known])
+            return self._finish(task, started, crashed + labelled)
 
     def open_carefully(self, task: ShardTask) -> tuple[int, ...] | ShardReport:
         """Begin to label one shard group by group; returns the ids of the first group, which is not touched yet."""
-        self._careful = self._label_carefully(task)
-        return next(self._careful)
+        self._careful_task, self._careful = task, self._label_carefully(task)
+        return self.label_next()
 
     def label_next(self) -> tuple[int, ...] | ShardReport:
         """Label the group that was named last; returns the next one (empty before the file is written), or the report.
@@ -144,7 +157,8 @@ class Worker:
         Raises:
             OSError, DeviceLostError: as `label_shard`.
         """
-        return next(self._careful)
+        with log_context(shard=self._careful_task.shard, attempt=self._careful_task.attempt):
+            return next(self._careful)
 
     def _label_carefully(self, task: ShardTask) -> Iterator[tuple[int, ...] | ShardReport]:
         report = self._already_there(task)
@@ -168,7 +182,7 @@ class Worker:
         with self._directory.fs.open(self._directory.path(name), "rb") as file:
             statuses = json.loads(read_shard_metadata(file)["statuses"])
         log.info("shard %d is there already", task.shard)
-        return ShardReport(task.shard, False, statuses)
+        return ShardReport(task.shard, False, statuses, progress=self.progress())
 
     def _crashed_rows(self, task: ShardTask, rows: list[ManifestRow]) -> list[ImageRow]:
         crashed = {image.image_id: ImageError(image.status, image.reason) for image in task.crashed}
@@ -185,9 +199,12 @@ class Worker:
         data = encode_shard(rows, self._metadata(task, started, statuses))
         with self._stats.stage("write"):
             created = self._directory.create(shard_name(task.shard), data)
-        if not created:
+        seconds = time.time() - started
+        if created:
+            log.info("finished: %d images, %d without labels, %.1f s", len(rows), len(rows) - statuses["ok"], seconds)
+        else:
             log.info("shard %d was already there; this copy is dropped", task.shard)
-        return ShardReport(task.shard, created, dict(statuses), dict(failures), len(data))
+        return ShardReport(task.shard, created, dict(statuses), dict(failures), len(data), seconds, self.progress())
 
     def _label(self, rows: list[ManifestRow]) -> list[ImageRow]:
         if self._text is None:
@@ -253,7 +270,8 @@ class Worker:
                 raise DeviceLostError(f"{type(error).__name__}: {error}") from error
             status = "out_of_memory" if is_out_of_memory(error) else "crashed"
             if status == "crashed" and len(batch) == 1:
-                log.exception("segmenting %s failed", batch[0].row.uri)
+                row = batch[0].row
+                log.exception("segmenting %s failed", row.uri, extra={"image_id": row.image_id, "uri": row.uri})
             failure = ImageError(status, f"{type(error).__name__}: {error}")
         # Not before the exception is gone: its frames hold the tensors.
         if failure.status == "out_of_memory" and torch.cuda.is_available():
@@ -272,8 +290,10 @@ class Worker:
         )
 
     def _row(self, image: LoadedImage, outcome: Segmentation | ImageError) -> ImageRow:
-        with self._stats.stage("encode"):
+        with log_context(image_id=image.row.image_id, uri=image.row.uri), self._stats.stage("encode"):
             row = self._encoded(image.row, outcome)
+            if row.error is not None:
+                log.debug("no labels for %s: %s, %s", row.uri, row.status, row.error)
         self._stats.count_image(row.status, row.error)
         return row
 
@@ -293,6 +313,10 @@ class Worker:
             )
         except ValueError as error:  # what the method returned is no label map
             return failed_row(image.image_id, image.uri, ImageError("crashed", f"ValueError: {error}"), image.extra)
+
+    def _count_retry(self, kind: str) -> None:
+        self._stats.count_retry(kind)
+        log.debug("asking once more after a failure: %s", kind)
 
     def _metadata(self, task: ShardTask, started: float, statuses: Counter[str]) -> dict[str, str]:
         return {
