@@ -36,7 +36,8 @@ class RunSummary:
         statuses: images by status.
         failures: the most frequent reasons, as {status, error, images, example}.
         session: of the last session that labelled anything: images, seconds, images_per_s, stage_seconds,
-            binding_stage; None if there was nothing to do.
+            binding_stage, fetch_retries (by kind of failure), worker_deaths (by kind), crashed_images (found in it);
+            None if there was nothing to do.
     """
 
     run: str
@@ -289,4 +290,7 @@ def _session(progress: Progress) -> dict[str, Any]:
         "images_per_s": round(progress.images_per_s, 3),
         "binding_stage": progress.binding_stage,
         "stage_seconds": {name: round(seconds, 3) for name, seconds in progress.stage_seconds.items()},
+        "fetch_retries": progress.retries,
+        "worker_deaths": dict(progress.incidents.worker_deaths),
+        "crashed_images": progress.incidents.crashed_images,
     }
