@@ -15,7 +15,14 @@ from ovss_ray.images.listing import ImageRef
 from ovss_ray.labels.layout import Manifest
 from ovss_ray.run import manifest as manifest_module
 from ovss_ray.run.directory import RunDirectory
-from ovss_ray.run.manifest import ManifestReader, choose_shard_size, write_manifest
+from ovss_ray.run.manifest import (
+    ManifestReader,
+    choose_shard_size,
+    digest_of,
+    stored_images,
+    stored_uris,
+    write_manifest,
+)
 
 
 def refs(count: int) -> list[ImageRef]:
@@ -112,3 +119,20 @@ def test_a_manifest_that_was_changed_is_refused(directory: RunDirectory) -> None
     directory.remove("manifest/00000.parquet")
     with pytest.raises(RunFailedError, match="is missing"):
         ManifestReader(manifest, directory).rows(0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), count=st.integers(1, 120), shard_size=st.integers(1, 20), rows_per_part=st.integers(1, 50))
+def test_chosen_images_and_all_uris_come_back_as_planned(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, count: int, shard_size: int, rows_per_part: int
+) -> None:
+    directory = RunDirectory(str(tmp_path_factory.mktemp("run")))
+    directory.prepare()
+    planned = refs(count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_module, "ROWS_PER_PART", rows_per_part)
+        manifest = write_manifest(iter(planned), directory, shard_size)
+    chosen = sorted(data.draw(st.sets(st.integers(0, count - 1))))
+    assert list(stored_images(chosen, manifest, directory)) == [(number, planned[number]) for number in chosen]
+    assert [uri for uris in stored_uris(manifest, directory) for uri in uris] == [ref.uri for ref in planned]
+    assert digest_of(manifest.parts, directory) == manifest.digest
