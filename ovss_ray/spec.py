@@ -51,7 +51,9 @@ class JobSpec(BaseModel):
         "by default those of the vocabulary file, or imagenet_80.",
     )
 
-    method: str = Field(default="maskclip", description="Segmenter; `ovss-ray methods` lists them.")
+    method: str = Field(
+        default="maskclip", description="Segmenter; `ovss-ray methods` lists them. Your own: package.module:Class."
+    )
     settings: dict[str, Any] = Field(
         default_factory=dict,
         description="Settings of the method, such as short_side, crop, stride, prob_thd, variant.",
