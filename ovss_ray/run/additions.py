@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from ovss_ray.errors import IMAGE_FAILURES, OvssError, RunFailedError, SettingEr
 from ovss_ray.images.listing import ImageRef, list_images
 from ovss_ray.images.stores import StorageOptions
 from ovss_ray.labels.additions import Addition, read_additions
-from ovss_ray.labels.layout import ADDITIONS_FOLDER, MANIFEST_FOLDER, RUN_FILE, AdditionKind, Manifest, addition_name
+from ovss_ray.labels.layout import MANIFEST_FOLDER, RUN_FILE, AdditionKind, Manifest, addition_name
 from ovss_ray.labels.reading import open_run
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import run_job
@@ -250,10 +249,14 @@ def _append(
     directory.prepare()
     token = uuid.uuid4().hex[:8]
     prefix = f"{MANIFEST_FOLDER}/{number:05d}-{token}"
+
+    def write(index: int, data: bytes) -> str:
+        name = f"{prefix}-{index:05d}.parquet"
+        directory.create(name, data)
+        return name
+
     try:
-        parts, digest = write_parts(
-            images, directory, job.manifest.shard_size, lambda index: f"{prefix}-{index:05d}.parquet"
-        )
+        parts, digest = write_parts(images, job.manifest.shard_size, write)
     except BaseException:
         _remove(directory, [name for name in directory.files_in(MANIFEST_FOLDER) if name.startswith(prefix)])
         raise
@@ -282,8 +285,6 @@ def _append(
 
 def _record(addition: Addition, number: int, directory: RunDirectory) -> bool:
     """Create the record; False if another process was faster."""
-    if directory.is_local:
-        Path(directory.path(ADDITIONS_FOLDER)).mkdir(exist_ok=True)
     content = addition.model_dump_json(indent=1).encode()
     directory.create(addition_name(number), content)
     # What is there decides, not the answer: a store without conditional put may have taken two records.

@@ -40,7 +40,7 @@ from ovss_ray.run.events import (
 )
 from ovss_ray.run.job import LabellingJob, ResolvedSpec, resolve, run_record, settled_shards, take_over, with_dtype
 from ovss_ray.run.logs import pass_to_root
-from ovss_ray.run.manifest import choose_shard_size, write_manifest
+from ovss_ray.run.manifest import choose_shard_size, remove_stray_parts, write_manifest
 from ovss_ray.run.metrics import open_metrics
 from ovss_ray.run.pool import Engine, PoolEvent, ShardReported, TextEncoded, WorkerLoaded, WorkerPool
 from ovss_ray.run.progress import Progress, Reporter, SilentReporter
@@ -99,7 +99,10 @@ def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> Ru
         resolved, manifest = take_over(resolved, record, additions, run=directory.uri)
         directory.prepare()
     else:
-        manifest = _plan(resolved.spec, directory, reporter)
+        planned = _plan(resolved.spec, directory, reporter)
+        if planned is None:
+            return _run(spec, reporter, vocabulary)
+        manifest = planned
     done = directory.done_shards()
     if record is not None:
         done = settled_shards(manifest, done, resolved.spec, record)
@@ -115,14 +118,16 @@ def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> Ru
         if record is None:
             resolved = with_dtype(resolved, engine.device)
             record = _create_record(resolved, manifest, directory)
-        job = _job(resolved, manifest, record, directory, engine)
-        session = _Session(job, directory, engine, reporter, done)
-        with _stop_signals() as stop:
-            session.run(stop)
-        return summarise_run(directory, manifest, session=session.progress)
+        if record is not None:
+            job = _job(resolved, manifest, record, directory, engine)
+            session = _Session(job, directory, engine, reporter, done)
+            with _stop_signals() as stop:
+                session.run(stop)
+            return summarise_run(directory, manifest, session=session.progress)
     finally:
         engine.close()
         directory.sweep()
+    return _run(spec, reporter, vocabulary)
 
 
 def _check_format(record: dict[str, Any], directory: RunDirectory) -> None:
@@ -133,7 +138,8 @@ def _check_format(record: dict[str, Any], directory: RunDirectory) -> None:
         )
 
 
-def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifest:
+def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifest | None:
+    """The manifest of a new run; None if another process has started it meanwhile, so that it is to be continued."""
     images = list_images(
         spec.input,
         extensions=spec.extensions,
@@ -148,7 +154,10 @@ def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifes
     if shard_size == "auto":
         shard_size, images = choose_shard_size(images)
     directory.prepare()
-    if stray := directory.done_shards():
+    stray = directory.done_shards()
+    if directory.exists(RUN_FILE):
+        return None
+    if stray:
         raise RunFailedError(
             f"{directory.uri} holds {len(stray)} shards but no {RUN_FILE}; restore it, or use a new run directory"
         )
@@ -157,11 +166,17 @@ def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifes
     return manifest
 
 
-def _create_record(resolved: ResolvedSpec, manifest: Manifest, directory: RunDirectory) -> dict[str, Any]:
+def _create_record(resolved: ResolvedSpec, manifest: Manifest, directory: RunDirectory) -> dict[str, Any] | None:
+    """From here on the run exists; None if another process was faster, whose run is to be continued."""
     record = run_record(resolved, manifest, created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    if not directory.create(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode()):
-        raise RunFailedError(f"another process has just started a run in {directory.uri}; use one directory per run")
-    return record
+    if directory.create(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode()):
+        remove_stray_parts(manifest, directory)
+        return record
+    log.warning("another process has just started a run in %s; it is continued", directory.uri)
+    theirs = directory.read_json(RUN_FILE)
+    if theirs is not None:
+        remove_stray_parts(Manifest.from_json(theirs["manifest"]), directory)
+    return None
 
 
 def _job(

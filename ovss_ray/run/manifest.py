@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -43,6 +45,7 @@ class ManifestRow:
 _ROW_COLUMNS = [field.name for field in fields(ManifestRow)]
 _REF_COLUMNS = [field.name for field in fields(ImageRef)]
 _BATCH_ROWS = 1 << 16
+_PLANNED_PART = re.compile(r"\d{5,}(-[0-9a-f]{8})?\.parquet")
 _WRITER_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "write_page_checksum": True,
@@ -68,25 +71,37 @@ def choose_shard_size(images: Iterator[ImageRef]) -> tuple[int, Iterator[ImageRe
 def write_manifest(images: Iterable[ImageRef], directory: RunDirectory, shard_size: int) -> Manifest:
     """Stream the images into `manifest/`; memory holds one part at most, whatever the number of images.
 
-    Parts that an interrupted planning left behind are replaced or removed: `run.json`, written after this, is what
-    makes a manifest count.
+    `run.json`, written after this, is what makes a manifest count. Parts that are there are left alone: they may be
+    those of another process that is planning the same run, and may be the one whose `run.json` counts.
     """
-    parts, digest = write_parts(enumerate(images), directory, shard_size, part_name)
-    for stale in set(directory.files_in(MANIFEST_FOLDER)) - {part.name for part in parts}:
-        directory.remove(stale)
+
+    def write(index: int, data: bytes) -> str:
+        name = f"{MANIFEST_FOLDER}/{index:05d}.parquet"
+        if not directory.create(name, data):
+            name = f"{MANIFEST_FOLDER}/{index:05d}-{uuid.uuid4().hex[:8]}.parquet"
+            directory.create(name, data)
+        return name
+
+    parts, digest = write_parts(enumerate(images), shard_size, write)
     return Manifest(shard_size, digest, tuple(parts))
+
+
+def remove_stray_parts(manifest: Manifest, directory: RunDirectory) -> None:
+    """Remove what other plannings left behind; only once `run.json` says that this manifest counts."""
+    for name in set(directory.files_in(MANIFEST_FOLDER)) - {part.name for part in manifest.parts}:
+        if _PLANNED_PART.fullmatch(name.rpartition("/")[2]):
+            directory.remove(name)
 
 
 def write_parts(
     images: Iterable[tuple[int, ImageRef]],
-    directory: RunDirectory,
     shard_size: int,
-    name_of: Callable[[int], str],
+    write: Callable[[int, bytes], str],
 ) -> tuple[list[Part], str]:
     """Stream images with their ids into parts of a million; returns the parts and the SHA-256 over all images.
 
     Args:
-        name_of: the name of the n-th part, counted from 0.
+        write: creates the file of the n-th part, counted from 0, and returns its name.
     """
     schema = load_schema("manifest")
     shards_per_part = max(ROWS_PER_PART // shard_size, 1)
@@ -103,16 +118,10 @@ def write_parts(
                 part_rows += len(group)
         if not part_rows:
             break
-        directory.replace(name_of(len(parts)), sink.getvalue())
-        parts.append(Part(name_of(len(parts)), part_rows))
+        parts.append(Part(write(len(parts), sink.getvalue()), part_rows))
         if part_rows < shards_per_part * shard_size:
             break
     return parts, digest.hexdigest()
-
-
-def part_name(index: int) -> str:
-    """Name of a part that the run was planned with."""
-    return f"{MANIFEST_FOLDER}/{index:05d}.parquet"
 
 
 class ManifestReader:

@@ -19,6 +19,7 @@ from ovss_ray.run.manifest import (
     ManifestReader,
     choose_shard_size,
     digest_of,
+    remove_stray_parts,
     stored_images,
     stored_uris,
     write_manifest,
@@ -81,14 +82,18 @@ def test_the_digest_depends_on_every_field_and_on_the_order(directory: RunDirect
     assert len({digest(base), *map(digest, changed)}) == 1 + len(changed)
 
 
-def test_parts_of_an_interrupted_planning_do_not_survive(
+def test_parts_of_another_planning_are_left_alone_until_this_one_counts(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(manifest_module, "ROWS_PER_PART", 10)
-    write_manifest(iter(refs(45)), directory, 5)
-    assert len(directory.files_in("manifest")) == 5
-    write_manifest(iter(refs(12)), directory, 5)
-    assert directory.files_in("manifest") == ["manifest/00000.parquet", "manifest/00001.parquet"]
+    other = write_manifest(iter(refs(45)), directory, 5)
+    manifest = write_manifest(iter(refs(12)), directory, 5)
+    assert len(directory.files_in("manifest")) == 7
+    assert [len(ManifestReader(other, directory).rows(shard)) for shard in range(9)] == [5] * 9
+    addition = "manifest/00001-0123abcd-00000.parquet"
+    directory.create(addition, b"of a process that extends the run")
+    remove_stray_parts(manifest, directory)
+    assert directory.files_in("manifest") == sorted([addition, *(part.name for part in manifest.parts)])
 
 
 def test_planning_holds_one_part_at_most(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +118,9 @@ def test_small_inputs_get_small_shards(count: int, size: int) -> None:
 
 def test_a_manifest_that_was_changed_is_refused(directory: RunDirectory) -> None:
     manifest = write_manifest(iter(refs(25)), directory, 10)
-    write_manifest(iter(refs(24)), directory, 10)
+    part = Path(directory.path(manifest.parts[0].name))
+    other = write_manifest(iter(refs(24)), directory, 10)
+    part.write_bytes(Path(directory.path(other.parts[0].name)).read_bytes())
     with pytest.raises(RunFailedError, match="does not fit run.json"):
         ManifestReader(manifest, directory).rows(0)
     directory.remove("manifest/00000.parquet")
