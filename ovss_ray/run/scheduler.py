@@ -296,9 +296,11 @@ class Scheduler:
     def _give_out(self) -> list[Decision]:
         decisions: list[Decision] = []
         for depth in range(1, self._depth + 1):  # breadth first: no worker hoards what another could begin
+            reserved = 0 if depth == 1 else self._starting
             for worker in self._workers.values():
-                spare = depth == 1 or self._waiting > self._starting
-                if worker.joined and not worker.leaving and len(worker.shards) < depth and spare:
+                if self._waiting <= reserved:
+                    break
+                if worker.joined and not worker.leaving and len(worker.shards) < depth:
                     decisions += self._next_for(worker)
         return decisions
 
