@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -57,6 +58,12 @@ def scrape(address: str, run: str) -> Samples:
     return found
 
 
+def documented() -> set[str]:
+    """The metrics that docs/monitoring.md names."""
+    page = Path(__file__).parents[2] / "docs" / "monitoring.md"
+    return set(re.findall(r"\bray_ovss_ray_(\w+)", page.read_text()))
+
+
 def wait_for(address: str, run: str, is_there: Callable[[Samples], bool]) -> Samples:
     deadline = time.monotonic() + 60
     while True:
@@ -109,6 +116,9 @@ def test_metrics_agree_with_the_summary_and_go_on_in_the_next_session(
     assert samples["images_per_second"][""] > 0
     assert samples["workers"] == {"starting": 0, "ready": 0}
     assert samples["shard_seconds_count"] == {"": 7}
+
+    there = samples.keys() - {"shard_seconds_count", "shard_seconds_sum"} | {"shard_seconds_bucket"}
+    assert documented() == there | {"crashed_images_total"}  # which appears with the first of them
 
     (run / "shards" / "00000000.parquet").unlink()
     run_job(spec.model_copy(update={"storage_options": {}}))
