@@ -143,8 +143,8 @@ def estimate(
 
     Example: ovss-ray estimate s3://bucket/images --run s3://bucket/runs/first --classes voc21 --gpus 8 --gpu-price 2.5
     """
-    from ovss_ray.run.estimate import estimate_job
-    from ovss_ray.run.explaining_estimates import estimate_record, estimate_text
+    from ovss_ray.estimate.estimate import estimate_job
+    from ovss_ray.estimate.explaining import estimate_record, estimate_text
 
     given = {name: value for name, value in (("input", input), ("run", run)) if value}
     if job is None:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 SHARDS_PER_WORKER = 2  # one on the device, one being fetched or written
 CPUS_PER_CPU_WORKER = 4
+BROKEN_CONNECTION = "exits with a connection error"
 LONGEST_REASON = 300
 FIND_OUT_S = 60.0
 NODE_DIED = "its node has died"  # Ray says so in words only
@@ -278,6 +279,8 @@ def _cause_of_death(said: str) -> str:
     if NODE_DIED in said:
         return f"{process} is gone: {said[said.index(NODE_DIED) :]}"[:LONGEST_REASON]
     detail = re.search(r"exit detail: (.*?)(?: Some common causes|$)", said)
+    if detail and BROKEN_CONNECTION in detail[1]:  # all that Ray knows of a process that is suddenly gone
+        return f"{process} died without a word (crash, kill, or exit)"
     return f"{process} died: {detail[1] if detail else said}"[:LONGEST_REASON]
 
 

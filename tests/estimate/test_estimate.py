@@ -15,11 +15,11 @@ import pytest
 import ray
 
 from ovss_ray.errors import InputError, RunFailedError, SettingError
+from ovss_ray.estimate.estimate import estimate_job
+from ovss_ray.estimate.explaining import advise, caveats, describe, estimate_text
 from ovss_ray.images.stores import open_store
 from ovss_ray.run import worker as worker_module
 from ovss_ray.run.driver import run_job
-from ovss_ray.run.estimate import estimate_job
-from ovss_ray.run.explaining_estimates import advise, caveats, describe, estimate_text
 from ovss_ray.spec import JobSpec
 from tests.run.conftest import CLIP, draw_photos
 from tests.run.faulty import METHOD, draw_fault

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ovss_ray.estimate.trial import StageTime, Trial, TrialPart
 from ovss_ray.run.manifest import SHARDS_WANTED
-from ovss_ray.run.trial import StageTime, Trial, TrialPart
 
 SHARD_S = 180.0  # what a good shard takes: 2 to 5 minutes
 SHORT_SHARD_S, LONG_SHARD_S = 60.0, 600.0  # far from that

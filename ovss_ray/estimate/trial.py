@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ovss_ray.errors import OvssError, RunFailedError
+from ovss_ray.estimate.temporary import temporary_directory
 from ovss_ray.images.listing import ImageRef
 from ovss_ray.labels.layout import RUN_FILE, shard_name
 from ovss_ray.labels.shard import read_shard_metadata
@@ -33,7 +34,6 @@ from ovss_ray.run.pool import SLOWEST_BATCH, Engine, WorkerGoneError
 from ovss_ray.run.progress import Progress, Reporter
 from ovss_ray.run.reports import ShardReport
 from ovss_ray.run.stats import Failures, WorkerProgress
-from ovss_ray.run.temporary import temporary_directory
 
 POLL_S = 0.5
 SHORTEST_PART_S = 0.001  # the resolution of the times in the footers

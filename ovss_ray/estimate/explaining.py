@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from ovss_ray.run.estimate import Estimate
-from ovss_ray.run.forecast import Interval, StageRate
+from ovss_ray.estimate.estimate import Estimate
+from ovss_ray.estimate.forecast import Interval, StageRate
 from ovss_ray.run.progress import duration
 from ovss_ray.spec import JobSpec
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ovss_ray.run.forecast import Interval, Plan, forecast, makespan_s, recommend_shard_size, seconds_per_image
-from ovss_ray.run.trial import StageTime, Trial, TrialPart
+from ovss_ray.estimate.forecast import Interval, Plan, forecast, makespan_s, recommend_shard_size, seconds_per_image
+from ovss_ray.estimate.trial import StageTime, Trial, TrialPart
 
 TRIAL = Trial(
     device="cuda",

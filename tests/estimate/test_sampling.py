@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ovss_ray.estimate.estimate import divide, part_size
+from ovss_ray.estimate.sampling import survey
 from ovss_ray.images.listing import ImageRef
-from ovss_ray.run.estimate import divide, part_size
-from ovss_ray.run.sampling import survey
 
 
 def listing(count: int, size_bytes: int | None = 10) -> list[ImageRef]:

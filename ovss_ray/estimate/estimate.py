@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ovss_ray.errors import InputError, RunFailedError, SettingError
+from ovss_ray.estimate.forecast import Forecast, Plan, forecast
+from ovss_ray.estimate.sampling import Survey, survey
+from ovss_ray.estimate.trial import Trial, run_trial
 from ovss_ray.images.listing import ImageRef, list_images
 from ovss_ray.run.breaker import REASONS_SHOWN
 from ovss_ray.run.driver import RunInterrupted
-from ovss_ray.run.forecast import Forecast, Plan, forecast
 from ovss_ray.run.job import resolve
 from ovss_ray.run.manifest import choose_shard_size
 from ovss_ray.run.progress import Reporter, SilentReporter
-from ovss_ray.run.sampling import Survey, survey
-from ovss_ray.run.trial import Trial, run_trial
 from ovss_ray.spec import JobSpec
 
 MOST_PARTS, FEWEST_PARTS = 8, 4
