@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SURVEY_EVERY_S = 5.0
+ASK_EVERY_S = 1.0  # each worker, for its progress: shards of many workers are reported much more often
 SLOWEST_BATCH = 20.0  # times the mean
 
 
@@ -228,14 +229,15 @@ class WorkerPool:
 
     def progress(self) -> dict[str, WorkerProgress]:
         """The last known progress of every live worker; asks for news without waiting for it."""
+        now = time.monotonic()
         for member in self._members.values():
             if member.asked is not None and not member.asked.done():
                 continue
             if member.asked is not None and member.asked.exception() is None:
                 member.progress = member.asked.result()
-            if member.place is not None:
-                member.asked = member.handle.call("progress")
-                member.asked_at = time.monotonic()
+            member.asked = None
+            if member.place is not None and now - member.asked_at >= ASK_EVERY_S:
+                member.asked, member.asked_at = member.handle.call("progress"), now
         return {worker: member.progress for worker, member in self._members.items()}
 
     def close(self) -> None:
