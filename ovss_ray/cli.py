@@ -7,22 +7,19 @@ import logging
 import shlex
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ovss_ray.errors import OvssError
 from ovss_ray.flags import HOW, JOB_FLAGS, LISTING, parse_storage_options, with_flags
 from ovss_ray.run.logs import LogSettings, configure_logging, logs_json
 from ovss_ray.spec import JobSpec
+from ovss_ray.terminal import err, log_level, out, reporter_for, say, watching
 from ovss_ray.version import __version__
 
 if TYPE_CHECKING:
@@ -48,8 +45,6 @@ app = typer.Typer(
     help="Label every pixel of millions of images with classes named in plain text; no training.",
     epilog=EPILOG,
 )
-out = Console()
-err = Console(stderr=True)
 
 Verbose = Annotated[
     int,
@@ -102,21 +97,7 @@ def run_file(
 def _run(spec: JobSpec, verbose: int) -> None:
     from ovss_ray.run.driver import run_job
 
-    _print_summary(run_job(spec, reporter=_reporter(spec, verbose)))
-
-
-def _reporter(spec: JobSpec, verbose: int) -> Reporter:
-    from ovss_ray.run.progress import LogReporter, TerminalReporter
-
-    bar = err.is_terminal and spec.log_format == "text"
-    configure_logging(LogSettings(_level(verbose, quiet=bar), spec.log_format, {"run": spec.run_name}))
-    return TerminalReporter(err) if bar else LogReporter()
-
-
-def _level(verbose: int, *, quiet: bool) -> int:
-    if verbose > 1:
-        return logging.DEBUG
-    return logging.INFO if verbose or not quiet else logging.WARNING
+    _print_summary(run_job(spec, reporter=reporter_for(spec, verbose)))
 
 
 @app.command(epilog=EPILOG)
@@ -153,8 +134,8 @@ def estimate(
     else:
         spec = JobSpec.from_file(job, **given, **flags)
     found = estimate_job(spec, sample_images=sample_images, images=images, gpus=gpus, gpu_price=gpu_price,
-                         reporter=_reporter(spec, verbose))  # fmt: skip
-    _say(json.dumps(estimate_record(found, spec), indent=1) if as_json else estimate_text(found, spec))
+                         reporter=reporter_for(spec, verbose))  # fmt: skip
+    say(json.dumps(estimate_record(found, spec), indent=1) if as_json else estimate_text(found, spec))
 
 
 @app.command(epilog=EPILOG)
@@ -232,13 +213,13 @@ def _add_and_label(
     job = load_job(run, flags, storage_options=flags.get("storage_options"))
     if not plan_only:
         check_job(job)
-    reporter = _reporter(job.spec, verbose)
+    reporter = reporter_for(job.spec, verbose)
     added = add(job, reporter)
     if added is None:
-        _say(nothing)
+        say(nothing)
     else:
         what = "new images" if added.kind == "extend" else "images to label again"
-        _say(f"{added.images:,} {what} added to {run}")
+        say(f"{added.images:,} {what} added to {run}")
     if not plan_only:
         _print_summary(continue_run(job, reporter=reporter))
 
@@ -250,13 +231,13 @@ def _print_summary(summary: RunSummary) -> None:
     if summary.session:
         line += f" ({summary.session['images_per_s']:.1f} images/s, {duration(summary.session['seconds'])} in all"
         line += f", bound by {summary.session['binding_stage']})" if summary.session["binding_stage"] else ")"
-    _say(line)
+    say(line)
     if summary.failed:
-        _say(f"{summary.failed:,} images have a reason instead of labels:")
+        say(f"{summary.failed:,} images have a reason instead of labels:")
         for failure in summary.failures:
-            _say(f"  {failure['images']:>8,}  {failure['status']}: {failure['error']} (e.g. {failure['example']})")
-    _say(f"Look into it: ovss-ray status {shlex.quote(summary.run)}, or in Python:")
-    _say(f'  ovss_ray.open_run({summary.run!r}).sql("SELECT class_name, count(*) FROM segments GROUP BY ALL")')
+            say(f"  {failure['images']:>8,}  {failure['status']}: {failure['error']} (e.g. {failure['example']})")
+    say(f"Look into it: ovss-ray status {shlex.quote(summary.run)}, or in Python:")
+    say(f'  ovss_ray.open_run({summary.run!r}).sql("SELECT class_name, count(*) FROM segments GROUP BY ALL")')
 
 
 @app.command()
@@ -282,24 +263,24 @@ def status(
 
     state = read_status(run, parse_storage_options(storage_options), full=full)
     if as_json:
-        _say(json.dumps(asdict(state), indent=1))
+        say(json.dumps(asdict(state), indent=1))
         return
-    _say(f"{state.run}: {state.method} on {state.clip}, {state.classes} classes")
+    say(f"{state.run}: {state.method} on {state.clip}, {state.classes} classes")
     share = state.shards_done / state.shards
-    _say(f"shards  {state.shards_done:,} of {state.shards:,} finished ({share:.1%})")
+    say(f"shards  {state.shards_done:,} of {state.shards:,} finished ({share:.1%})")
     statuses = "statuses not counted, --full does" if state.statuses is None else _counts(state.statuses)
-    _say(f"images  {state.images_done:,} of {state.images:,}: {statuses}")
+    say(f"images  {state.images_done:,} of {state.images:,}: {statuses}")
     if state.last_shard_at is not None:
-        _say(state.pace())
+        say(state.pace())
     for added in state.additions:
-        _say(f"{added['kind']:<7} {added['images']:,} images at {added['created_at']}, "
+        say(f"{added['kind']:<7} {added['images']:,} images at {added['created_at']}, "
              f"{added['shards_done']:,} of {added['shards']:,} shards finished")  # fmt: skip
     if state.crashed:
-        _say(f"{state.crashed:,} images ended their worker and are set aside")
+        say(f"{state.crashed:,} images ended their worker and are set aside")
     for failure in state.failures or ():
-        _say(f"  {failure['images']:>8,}  {failure['status']}: {failure['error']} (e.g. {failure['example']})")
+        say(f"  {failure['images']:>8,}  {failure['status']}: {failure['error']} (e.g. {failure['example']})")
     if state.activity in ("stopped", "not begun"):
-        _say("The command that started the run continues it.")
+        say("The command that started the run continues it.")
 
 
 @app.command(epilog=EPILOG)
@@ -321,40 +302,22 @@ def verify(
     """
     from ovss_ray.run.verify import verify_run
 
-    with _watching("checking shards") as watch:
+    with watching("checking shards") as watch:
         found = verify_run(run, footers_only=fast, remove_damaged=remove_damaged, watch=watch,
                            storage_options=parse_storage_options(storage_options))  # fmt: skip
     if as_json:
-        _say(json.dumps({**asdict(found), "exit_code": found.exit_code}, indent=1))
+        say(json.dumps({**asdict(found), "exit_code": found.exit_code}, indent=1))
         raise typer.Exit(found.exit_code)
-    _say(f"{found.run}: {found.checked:,} of {found.shards:,} shards are written, with {found.images:,} rows")
+    say(f"{found.run}: {found.checked:,} of {found.shards:,} shards are written, with {found.images:,} rows")
     for file in (*found.damaged_manifest, *found.damaged):
-        _say(f"  damaged  {file.name}: {file.reason}")
+        say(f"  damaged  {file.name}: {file.reason}")
     for name in found.stray:
-        _say(f"  stray    {name}: no part of the run")
+        say(f"  stray    {name}: no part of the run")
     if found.missing:
-        _say(f"  missing  shards {found.missing_ranges()}")
+        say(f"  missing  shards {found.missing_ranges()}")
     for line in found.advice():
-        _say(line)
+        say(line)
     raise typer.Exit(found.exit_code)
-
-
-@contextmanager
-def _watching(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, else a log line every half a minute."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    last = time.monotonic()
-
-    def watch(done: int, total: int) -> None:
-        nonlocal last
-        bar.update(task, completed=done, total=total)
-        if not err.is_terminal and time.monotonic() - last > 30:
-            last = time.monotonic()
-            err.print(f"{what}: {done:,} of {total:,}", highlight=False)
-
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield watch
 
 
 def _counts(statuses: dict[str, int]) -> str:
@@ -368,7 +331,7 @@ def methods(as_json: AsJson = False) -> None:
 
     cards = {name: get_method(name).card for name in method_names()}
     if as_json:
-        _say(json.dumps({name: asdict(card) for name, card in cards.items()}, indent=1))
+        say(json.dumps({name: asdict(card) for name, card in cards.items()}, indent=1))
         return
     table = Table("method", "paper", "idea", "training-free", "passes", "mIoU as published", show_lines=True)
     for name, card in cards.items():
@@ -391,30 +354,32 @@ def demo(
     from ovss_ray.run.progress import LogReporter, TerminalReporter
 
     terminal = err.is_terminal
-    configure_logging(LogSettings(_level(verbose, quiet=True)))
+    configure_logging(LogSettings(log_level(verbose, quiet=True)))
     reporter = TerminalReporter(err) if terminal else LogReporter()
     tour = take_tour(folder, scenes=scenes, seed=seed, engine=engine, reporter=reporter)
     table = Table("class", "IoU")
     for name, iou in tour.class_iou.items():
         table.add_row(name, f"{iou:.3f}")
     out.print(table)
-    _say(f"mIoU {tour.miou:.3f}, pixel accuracy {tour.pixel_accuracy:.3f} over {scenes} scenes")
-    _say(f"scenes  {tour.images}\nrun     {tour.run}\npage    {tour.page}  (open it in a browser)")
-    _say("The same on your own photos, with OpenAI's CLIP (its weights are downloaded at the first use):")
-    _say('  ovss-ray label PHOTOS/ RUN/ --classes "person,car,tree,sky"')
+    say(f"mIoU {tour.miou:.3f}, pixel accuracy {tour.pixel_accuracy:.3f} over {scenes} scenes")
+    say(f"scenes  {tour.images}\nrun     {tour.run}\npage    {tour.page}  (open it in a browser)")
+    say("The same on your own photos, with OpenAI's CLIP (its weights are downloaded at the first use):")
+    say('  ovss-ray label PHOTOS/ RUN/ --classes "person,car,tree,sky"')
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"ovss-ray {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    if version:
-        _say(f"ovss-ray {__version__}")
-        raise typer.Exit
-
-
-def _say(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    pass
 
 
 def main() -> None:

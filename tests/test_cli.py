@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from ovss_ray.flags import LISTING
-from ovss_ray.run.additions import LISTING_SETTINGS
+from ovss_ray.run.job import LISTING_SETTINGS
 from ovss_ray.spec import JobSpec
+from ovss_ray.version import __version__
 
 CLIP = "ovss-demo/random"
 
@@ -43,6 +44,11 @@ def test_every_command_explains_itself(command: str) -> None:
     result = ovss_ray(command, "--help")
     assert result.returncode == 0
     assert len(result.stdout) > 200
+
+
+def test_the_version_needs_no_command() -> None:
+    result = ovss_ray("--version")
+    assert (result.returncode, result.stdout) == (0, f"ovss-ray {__version__}\n")
 
 
 def test_help_and_library_import_neither_torch_nor_ray() -> None:

@@ -11,10 +11,10 @@ from ovss_ray.errors import InputError, RunFailedError, SettingError
 from ovss_ray.estimate.forecast import Forecast, Plan, forecast
 from ovss_ray.estimate.sampling import Survey, survey
 from ovss_ray.estimate.trial import Trial, run_trial
-from ovss_ray.images.listing import ImageRef, list_images
+from ovss_ray.images.listing import ImageRef
 from ovss_ray.run.breaker import REASONS_SHOWN
 from ovss_ray.run.driver import RunInterrupted
-from ovss_ray.run.job import resolve
+from ovss_ray.run.job import images_of, resolve
 from ovss_ray.run.manifest import choose_shard_size
 from ovss_ray.run.progress import Reporter, SilentReporter
 from ovss_ray.spec import JobSpec
@@ -152,16 +152,7 @@ def part_size(sample_images: int, batch_size: int) -> int:
 
 def _survey(spec: JobSpec, sample_images: int, images: int | None, reporter: Reporter) -> tuple[Survey, int]:
     """The sample with what warms up, and the number of images of the job."""
-    listing = list_images(
-        spec.input,
-        extensions=spec.extensions,
-        limit=spec.limit,
-        sample=spec.sample,
-        uri_column=spec.uri_column,
-        image_column=spec.image_column,
-        keep_columns=spec.keep_columns,
-        storage_options=spec.storage_options,
-    )
+    listing = images_of(spec)
     first = next(listing)
     part = part_size(sample_images, spec.batch_size)
     # A tar or Parquet file is read in long pieces: images that are far apart in it would cost more than in a run.

@@ -28,7 +28,7 @@ from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import BATCH_TIMEOUT_S
 from ovss_ray.run.engines import SHARDS_PER_WORKER, LocalEngine, RayEngine, open_engine
 from ovss_ray.run.events import ShardTask
-from ovss_ray.run.job import LabellingJob, ResolvedSpec, run_record, with_dtype
+from ovss_ray.run.job import LabellingJob, ResolvedSpec, labelling_job, run_record, with_dtype
 from ovss_ray.run.manifest import write_manifest
 from ovss_ray.run.pool import SLOWEST_BATCH, Engine, WorkerGoneError
 from ovss_ray.run.progress import Progress, Reporter
@@ -165,14 +165,7 @@ def _prepare(
     settled = dataclasses.replace(resolved, spec=spec)
     record = run_record(settled, manifest, created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     directory.create(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
-    return LabellingJob(
-        spec=spec.model_copy(update={"device": engine.device}),
-        vocabulary=resolved.vocabulary,
-        weights_digest=resolved.weights_digest,
-        manifest=manifest,
-        fingerprint=record["fingerprint"],
-        conditional_put=directory.conditional_put,
-    )
+    return labelling_job(settled, manifest, record, directory, device=engine.device)
 
 
 class _TimedWorker:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,27 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ovss_ray.errors import IMAGE_FAILURES, OvssError, RunFailedError, SettingError, nearest
-from ovss_ray.images.listing import ImageRef, list_images
+from ovss_ray.images.listing import ImageRef
 from ovss_ray.images.stores import StorageOptions
 from ovss_ray.labels.additions import Addition, read_additions
 from ovss_ray.labels.layout import MANIFEST_FOLDER, RUN_FILE, AdditionKind, Manifest, addition_name
 from ovss_ray.labels.reading import open_run
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import run_job
-from ovss_ray.run.job import resolve, take_over
+from ovss_ray.run.job import LISTING_SETTINGS, images_of, resolve, take_over
 from ovss_ray.run.manifest import ManifestReader, stored_images, stored_uris, write_parts
 from ovss_ray.run.progress import Reporter, SilentReporter
 from ovss_ray.run.summary import RunSummary
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
 from ovss_ray.vocabulary import Vocabulary
-
-LISTING_SETTINGS = tuple(
-    name
-    for name in inspect.signature(list_images).parameters
-    if name in JobSpec.model_fields and name != "storage_options"
-)
-"""The settings of a job that say which images of its input it takes; `list_images` has arguments of these names."""
 
 _BATCH = 1 << 16
 _PART_NAME = re.compile(r"(\d{5,})-[0-9a-f]{8}-\d{5}\.parquet")
@@ -134,7 +126,7 @@ def extend_run(
     known = KnownUris()
     for uris in stored_uris(job.manifest, job.directory):
         known.add(uris)
-    found = list_images(listing.input, storage_options=listing.storage_options, **{**settings, "limit": None})
+    found = images_of(listing.model_copy(update={"limit": None}))
     fresh = _new(found if reporter is None else reporter.counting(found), known)
     images = enumerate(islice(fresh, listing.limit), job.manifest.images)
     return _append(job, "extend", images, {"input": listing.input, **settings})

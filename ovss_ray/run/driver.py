@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 from ovss_ray.errors import OvssError, RunFailedError, RunMismatchError
-from ovss_ray.images.listing import list_images
 from ovss_ray.images.stores import explained
 from ovss_ray.labels.additions import read_additions
 from ovss_ray.labels.layout import FORMAT_VERSION, RUN_FILE, Manifest
@@ -38,7 +37,17 @@ from ovss_ray.run.events import (
     WorkerDied,
     WorkerFailedToStart,
 )
-from ovss_ray.run.job import LabellingJob, ResolvedSpec, resolve, run_record, settled_shards, take_over, with_dtype
+from ovss_ray.run.job import (
+    LabellingJob,
+    ResolvedSpec,
+    images_of,
+    labelling_job,
+    resolve,
+    run_record,
+    settled_shards,
+    take_over,
+    with_dtype,
+)
 from ovss_ray.run.logs import pass_to_root
 from ovss_ray.run.manifest import choose_shard_size, remove_stray_parts, write_manifest
 from ovss_ray.run.metrics import open_metrics
@@ -119,7 +128,7 @@ def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> Ru
             resolved = with_dtype(resolved, engine.device)
             record = _create_record(resolved, manifest, directory)
         if record is not None:
-            job = _job(resolved, manifest, record, directory, engine)
+            job = labelling_job(resolved, manifest, record, directory, device=engine.device)
             session = _Session(job, directory, engine, reporter, done)
             with _stop_signals() as stop:
                 session.run(stop)
@@ -140,16 +149,7 @@ def _check_format(record: dict[str, Any], directory: RunDirectory) -> None:
 
 def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifest | None:
     """The manifest of a new run; None if another process has started it meanwhile, so that it is to be continued."""
-    images = list_images(
-        spec.input,
-        extensions=spec.extensions,
-        limit=spec.limit,
-        sample=spec.sample,
-        uri_column=spec.uri_column,
-        image_column=spec.image_column,
-        keep_columns=spec.keep_columns,
-        storage_options=spec.storage_options,
-    )
+    images = images_of(spec)
     shard_size = spec.shard_size
     if shard_size == "auto":
         shard_size, images = choose_shard_size(images)
@@ -177,19 +177,6 @@ def _create_record(resolved: ResolvedSpec, manifest: Manifest, directory: RunDir
     if theirs is not None:
         remove_stray_parts(Manifest.from_json(theirs["manifest"]), directory)
     return None
-
-
-def _job(
-    resolved: ResolvedSpec, manifest: Manifest, record: dict[str, Any], directory: RunDirectory, engine: Engine
-) -> LabellingJob:
-    return LabellingJob(
-        spec=resolved.spec.model_copy(update={"device": engine.device}),
-        vocabulary=resolved.vocabulary,
-        weights_digest=resolved.weights_digest,
-        manifest=manifest,
-        fingerprint=record["fingerprint"],
-        conditional_put=directory.conditional_put,
-    )
 
 
 class _Session:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from ovss_ray.errors import RunMismatchError
 from ovss_ray.images.decoding import DECODING_VERSION
+from ovss_ray.images.listing import ImageRef, list_images
 from ovss_ray.images.stores import is_local, local_path
 from ovss_ray.labels.additions import Addition, grown
 from ovss_ray.labels.layout import FORMAT_VERSION, Manifest
 from ovss_ray.run.apart import call_apart
+from ovss_ray.run.directory import RunDirectory
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
 from ovss_ray.vocabulary import Vocabulary, load_vocabulary
+
+LISTING_SETTINGS = tuple(
+    name
+    for name in inspect.signature(list_images).parameters
+    if name in JobSpec.model_fields and name != "storage_options"
+)
+"""The settings of a job that say which images of its input it takes; `list_images` has arguments of these names."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,12 @@ class LabellingJob:
     manifest: Manifest
     fingerprint: str
     conditional_put: bool
+
+
+def images_of(spec: JobSpec) -> Iterator[ImageRef]:
+    """List the images of a job; raises as `list_images` does."""
+    settings = {name: getattr(spec, name) for name in LISTING_SETTINGS}
+    return list_images(spec.input, storage_options=spec.storage_options, **settings)
 
 
 def resolve(spec: JobSpec, vocabulary: Vocabulary | None = None) -> ResolvedSpec:
@@ -156,6 +172,25 @@ def run_record(resolved: ResolvedSpec, manifest: Manifest, *, created_at: str) -
         "vocabulary": json.loads(resolved.vocabulary.to_json()),
         "manifest": manifest.to_json(),
     }
+
+
+def labelling_job(
+    resolved: ResolvedSpec, manifest: Manifest, record: Mapping[str, Any], directory: RunDirectory, *, device: str
+) -> LabellingJob:
+    """What workers are told, once the run exists.
+
+    Args:
+        record: the content of its `run.json`.
+        device: "cuda" or "cpu", where the workers run.
+    """
+    return LabellingJob(
+        spec=resolved.spec.model_copy(update={"device": device}),
+        vocabulary=resolved.vocabulary,
+        weights_digest=resolved.weights_digest,
+        manifest=manifest,
+        fingerprint=record["fingerprint"],
+        conditional_put=directory.conditional_put,
+    )
 
 
 def take_over(

@@ -224,13 +224,13 @@ KILLED = """
 import os, signal, sys
 from ovss_ray.run import additions, manifest
 manifest.ROWS_PER_PART = 4
-listed = additions.list_images
+listed = additions.images_of
 def list_then_die(*arguments, **settings):
     for number, image in enumerate(listed(*arguments, **settings)):
         if number == 46:
             os.kill(os.getpid(), signal.SIGKILL)
         yield image
-additions.list_images = list_then_die
+additions.images_of = list_then_die
 additions._BATCH = 4
 additions.extend_run(additions.load_job(sys.argv[1]), {"input": sys.argv[2]})
 """
