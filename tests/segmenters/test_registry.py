@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -21,6 +22,18 @@ def test_methods_are_the_files_of_the_package() -> None:
 def test_a_misspelt_method_suggests_the_nearest() -> None:
     with pytest.raises(SettingError, match=r"no method 'maskclp', only .*; did you mean 'maskclip'\?"):
         load_segmenter("maskclp")
+
+
+def test_a_method_of_ones_own_is_named_by_module_and_class() -> None:
+    own = get_method("ovss_ray.segmenters.clipbase:CLIPBase")
+    assert own is get_method("clipbase")
+    for name, said in [
+        ("no_such_package.methods:Mine", "No module named 'no_such_package'; install the module wherever workers run"),
+        ("ovss_ray.segmenters.clipbase:Mine", "the module ovss_ray.segmenters.clipbase has no Mine"),
+        ("pathlib:Path", "is not a Segmenter; see docs/adding_a_method.md"),
+    ]:
+        with pytest.raises(SettingError, match=re.escape(said)):
+            get_method(name)
 
 
 def test_listing_methods_is_free() -> None:
