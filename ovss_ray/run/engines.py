@@ -95,7 +95,7 @@ class RayEngine:
         self._spec = spec
         self._started_here = not ray.is_initialized()
         if self._started_here:
-            _connect(spec.ray_address)
+            _connect(_address(spec))
         try:
             self._allot(spec)
         except Exception:
@@ -110,7 +110,8 @@ class RayEngine:
             self._gpus_each = spec.gpus_per_worker
         if self._gpus_each > gpus:
             # A cluster may grow: it starts nodes for actors that wait, if the job says how many it wants.
-            if self._started_here or spec.workers == "auto":
+            embedded = self._started_here and not _address(spec)
+            if embedded or spec.workers == "auto":
                 raise SettingError(
                     f"gpus_per_worker = {self._gpus_each:g}: the Ray cluster has {gpus:g} GPUs; "
                     "for a cluster that grows on demand, say with workers = N how many to ask for"
@@ -284,11 +285,14 @@ def _cause_of_death(said: str) -> str:
     return f"{process} died: {detail[1] if detail else said}"[:LONGEST_REASON]
 
 
+def _address(spec: JobSpec) -> str | None:
+    return spec.ray_address or os.environ.get("RAY_ADDRESS")
+
+
 def _connect(address: str | None) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -97,6 +97,7 @@ class Worker:
             spec.storage_options,
             attempts=spec.fetch_attempts,
             timeout_s=spec.fetch_timeout_s,
+            connections=spec.fetch_concurrency,
             on_retry=self._count_retry,
         )
         self._loader = ImageLoader(

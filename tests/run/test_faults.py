@@ -18,7 +18,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ovss_ray import open_run
-from ovss_ray.errors import RunFailedError
+from ovss_ray.errors import RunFailedError, SettingError
 from ovss_ray.labels.shard import read_shard_metadata
 from ovss_ray.run import engines
 from ovss_ray.run.driver import run_job
@@ -204,6 +204,15 @@ class TestNodes:
             cluster.add_node(num_cpus=4)
             assert summary.result().statuses == {"ok": 32}
         assert len(pids_of(spec.run)) == 2
+
+    def test_workers_wait_for_a_cluster_that_grows_on_demand(
+        self, spec_of: Callable[..., JobSpec], cluster: Cluster
+    ) -> None:
+        with pytest.raises(SettingError, match="say with workers = N how many to ask for"):
+            run_job(spec_of(workers="auto", gpus_per_worker=1, device="cpu"))
+        with labelling(spec_of(workers=1, gpus_per_worker=1, device="cpu")) as summary:
+            cluster.add_node(num_cpus=1, num_gpus=1)
+            assert summary.result().statuses == {"ok": 32}
 
     def test_a_node_that_is_told_to_go_is_left_in_time(
         self, spec_of: Callable[..., JobSpec], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
