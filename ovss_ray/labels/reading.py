@@ -21,7 +21,8 @@ from ovss_ray.images.stores import StorageOptions, explained, open_store
 from ovss_ray.labels.additions import grown, read_additions
 from ovss_ray.labels.codecs import LabelMap, decode_label_map
 from ovss_ray.labels.layout import FORMAT_VERSION, SHARDS_FOLDER, Manifest
-from ovss_ray.labels.schema import check_schema, load_contract, load_schema
+from ovss_ray.labels.outcomes import Outcomes, count_outcomes
+from ovss_ray.labels.schema import check_schema, load_schema
 from ovss_ray.labels.shard import list_shards
 from ovss_ray.labels.views import BULKY_COLUMNS, ShardViews
 from ovss_ray.vocabulary import Vocabulary
@@ -122,11 +123,13 @@ class Run:
 
     def status_counts(self) -> dict[str, int]:
         """Number of images by status, of the shards that are written; a status without images is left out."""
-        if not self.shards_done():
-            return {}
-        counted = dict(self.sql("SELECT status, count(*) FROM images GROUP BY status").fetchall())
-        known = next(column for column in load_contract("shard")["columns"] if column["name"] == "status")["values"]
-        return {status: counted[status] for status in sorted(counted, key=[*known, *counted].index)}
+        return self.outcomes().statuses
+
+    def outcomes(self) -> Outcomes:
+        """What became of the images of the shards that are written: counts by status, and the reasons of failures."""
+        done = self.shards_done()
+        with explained(self.uri):
+            return count_outcomes(self._open_shard, done, self._superseded(done))
 
     def images(self, columns: Sequence[str] | None = None, *, status: str | Sequence[str] | None = None) -> pa.Table:
         """One row per image of the shards that are written, by ascending image_id.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ovss_ray.images.stores import StorageOptions
 from ovss_ray.labels.layout import CRASHED_FOLDER, SHARDS_FOLDER, SUMMARY_FILE, Manifest, shard_name
+from ovss_ray.labels.outcomes import Outcomes
 from ovss_ray.labels.reading import Run, open_run
 from ovss_ray.labels.shard import read_shard_metadata
 from ovss_ray.run.directory import RunDirectory
@@ -71,15 +72,14 @@ def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progr
         if stored is not None and stored["shards"] == manifest.shards:  # else the run has grown since
             return RunSummary(**{**stored, "run": directory.uri})
     with open_run(directory.uri, directory.storage_options) as run:
-        statuses = run.status_counts()
-        failures = _failure_reasons(run)
+        outcomes = run.outcomes()
         is_complete = len(run.shards_done()) == manifest.shards
     summary = RunSummary(
         run=directory.uri,
         images=manifest.images,
         shards=manifest.shards,
-        statuses=statuses,
-        failures=failures,
+        statuses=outcomes.statuses,
+        failures=_top_reasons(outcomes),
         session=None if session is None else _session(session),
     )
     if is_complete:
@@ -213,7 +213,8 @@ def _outcomes(
         if stored is not None and stored["shards"] == run.num_shards:
             return stored["statuses"], stored["failures"]
     if full or len(done) <= COUNTED_SHARDS:
-        return run.status_counts(), _failure_reasons(run)
+        outcomes = run.outcomes()
+        return outcomes.statuses, _top_reasons(outcomes)
     return None, None
 
 
@@ -274,13 +275,8 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
 
 
-def _failure_reasons(run: Run) -> list[dict[str, Any]]:
-    rows = run.sql(
-        "SELECT status, error, count(*) AS images, min(uri) AS example FROM images WHERE status != 'ok' "
-        f"GROUP BY status, error ORDER BY images DESC, status, error LIMIT {TOP_REASONS}"
-    )
-    names = ("status", "error", "images", "example")
-    return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
+def _top_reasons(outcomes: Outcomes) -> list[dict[str, Any]]:
+    return [asdict(failure) for failure in outcomes.failures[:TOP_REASONS]]
 
 
 def _session(progress: Progress) -> dict[str, Any]:
