@@ -233,11 +233,17 @@ def _print_summary(summary: RunSummary) -> None:
         line += f", bound by {summary.session['binding_stage']})" if summary.session["binding_stage"] else ")"
     say(line)
     if summary.failed:
-        say(f"{summary.failed:,} images have a reason instead of labels:")
+        images = "image has" if summary.failed == 1 else "images have"
+        say(f"{summary.failed:,} {images} a reason instead of labels:")
         for failure in summary.failures:
-            say(f"  {failure['images']:>8,}  {failure['status']}: {failure['error']} (e.g. {failure['example']})")
+            say(_failure_line(failure))
     say(f"Look into it: ovss-ray status {shlex.quote(summary.run)}, or in Python:")
     say(f'  ovss_ray.open_run({summary.run!r}).sql("SELECT class_name, count(*) FROM segments GROUP BY ALL")')
+
+
+def _failure_line(failure: dict[str, Any]) -> str:
+    example = f" (e.g. {failure['example']})" if failure["example"] else ""  # a row of a list may name no image
+    return f"  {failure['images']:>8,}  {failure['status']}: {failure['error']}{example}"
 
 
 @app.command()
@@ -278,7 +284,7 @@ def status(
     if state.crashed:
         say(f"{state.crashed:,} images ended their worker and are set aside")
     for failure in state.failures or ():
-        say(f"  {failure['images']:>8,}  {failure['status']}: {failure['error']} (e.g. {failure['example']})")
+        say(_failure_line(failure))
     if state.activity in ("stopped", "not begun"):
         say("The command that started the run continues it.")
 

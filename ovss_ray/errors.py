@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from pydantic import ValidationError
+from yaml import MarkedYAMLError, YAMLError
 
 
 class OvssError(Exception):
@@ -81,7 +82,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str]) -> SettingError:
-    """Turn pydantic's report into one sentence about its first error: where, field, value, what is allowed.
+    """Turn pydantic's report into one sentence about one error: where, field, value, what is allowed.
 
     Args:
         error: what validation raised.
@@ -90,7 +91,8 @@ def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str
     """
     fields = list(fields)
     report = error.errors(include_url=False)
-    first = report[0]
+    # A misspelt name is reported before the setting that is missing because of it.
+    first = next((item for item in report if item["type"] == "extra_forbidden"), report[0])
     name = ".".join(str(part) for part in first["loc"][:1]) or "job"
     if first["type"] == "extra_forbidden":
         hint = nearest(name, fields) or f"; known settings: {', '.join(fields)}"
@@ -100,6 +102,14 @@ def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str
     # A union reports one error per member: what is allowed is any of them.
     alternatives = dict.fromkeys(_allowed(item["msg"]) for item in report if item["loc"][:1] == first["loc"][:1])
     return SettingError(f"{source}: {name} = {first['input']!r}: {', or '.join(alternatives)}")
+
+
+def explain_yaml(error: YAMLError) -> str:
+    """What is wrong with a YAML text and in which line and column, without the parser's drawing of it."""
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
 
 
 def _allowed(message: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ovss_ray.errors import SettingError, explain_invalid, nearest
+from ovss_ray.errors import SettingError, explain_invalid, explain_yaml, nearest
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
 from ovss_ray.images.listing import DEFAULT_EXTENSIONS
 
@@ -136,7 +136,7 @@ class JobSpec(BaseModel):
         ge=0,
         le=1,
         description="The run stops when more than this fraction of its images fail, first judged as a fraction of the "
-        "first thousand; 1 never stops.",
+        "first thousand; up to 20 failures never stop it, and 1 never stops.",
     )
     log_format: LogFormat = Field(
         default="text", description="Log lines of driver and workers: text, or json (one object a line)."
@@ -228,7 +228,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = _expand(yaml.safe_load(text), source=str(path))
     except yaml.YAMLError as error:
-        raise SettingError(f"job file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise SettingError(f"job file {path} is not valid YAML: {explain_yaml(error)}") from None
     if not isinstance(values, dict):
         raise SettingError(f"job file {path} must hold 'field: value' lines, as those in jobs/ do")
     return values

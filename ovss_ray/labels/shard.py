@@ -130,7 +130,9 @@ def read_shard_metadata(file: str | PathLike[str] | BinaryIO) -> dict[str, str]:
     try:
         schema = pq.read_schema(file)
     except pa.ArrowInvalid as error:
-        raise OvssError(f"{where} is not a whole Parquet file: {error}") from error
+        raise OvssError(
+            f"{where} is not a whole Parquet file ({error}); ovss-ray verify names what to remove"
+        ) from error
     check_schema(schema, "shard", where)
     prefix = METADATA_PREFIX.encode()
     return {

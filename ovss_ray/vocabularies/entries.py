@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from ovss_ray.errors import SettingError, nearest
+from ovss_ray.errors import SettingError, explain_yaml, nearest
 
 MAX_NAME_LENGTH = 200
 """Characters of a class name or query; anything longer is a file of another kind, not a name."""
@@ -85,8 +85,7 @@ def parse_yaml(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise SettingError(f"{origin} cannot be read as YAML: {reason}") from None
+        raise SettingError(f"{origin} cannot be read as YAML: {explain_yaml(error)}") from None
 
 
 def parse_lines(text: str, origin: str) -> ClassList:
