@@ -233,17 +233,16 @@ def _print_summary(summary: RunSummary) -> None:
         line += f", bound by {summary.session['binding_stage']})" if summary.session["binding_stage"] else ")"
     say(line)
     if summary.failed:
-        images = "image has" if summary.failed == 1 else "images have"
-        say(f"{summary.failed:,} {images} a reason instead of labels:")
-        for failure in summary.failures:
-            say(_failure_line(failure))
+        say(f"{summary.failed:,} {'image has' if summary.failed == 1 else 'images have'} a reason instead of labels:")
+        _say_failures(summary.failures)
     say(f"Look into it: ovss-ray status {shlex.quote(summary.run)}, or in Python:")
     say(f'  ovss_ray.open_run({summary.run!r}).sql("SELECT class_name, count(*) FROM segments GROUP BY ALL")')
 
 
-def _failure_line(failure: dict[str, Any]) -> str:
-    example = f" (e.g. {failure['example']})" if failure["example"] else ""  # a row of a list may name no image
-    return f"  {failure['images']:>8,}  {failure['status']}: {failure['error']}{example}"
+def _say_failures(failures: list[dict[str, Any]]) -> None:
+    for failure in failures:
+        example = f" (e.g. {failure['example']})" if failure["example"] else ""  # a row of a list may name no image
+        say(f"  {failure['images']:>8,}  {failure['status']}: {failure['error']}{example}")
 
 
 @app.command()
@@ -272,8 +271,7 @@ def status(
         say(json.dumps(asdict(state), indent=1))
         return
     say(f"{state.run}: {state.method} on {state.clip}, {state.classes} classes")
-    share = state.shards_done / state.shards
-    say(f"shards  {state.shards_done:,} of {state.shards:,} finished ({share:.1%})")
+    say(f"shards  {state.shards_done:,} of {state.shards:,} finished ({state.shards_done / state.shards:.1%})")
     statuses = "statuses not counted, --full does" if state.statuses is None else _counts(state.statuses)
     say(f"images  {state.images_done:,} of {state.images:,}: {statuses}")
     if state.last_shard_at is not None:
@@ -283,8 +281,7 @@ def status(
              f"{added['shards_done']:,} of {added['shards']:,} shards finished")  # fmt: skip
     if state.crashed:
         say(f"{state.crashed:,} images ended their worker and are set aside")
-    for failure in state.failures or ():
-        say(_failure_line(failure))
+    _say_failures(state.failures or [])
     if state.activity in ("stopped", "not begun"):
         say("The command that started the run continues it.")
 
