@@ -220,9 +220,10 @@ class ParquetTable:
 
     def rows(self, names: Sequence[str]) -> Iterator[Row]:
         """The values of these columns as Python objects; nested ones as lists and dicts."""
-        for batch in self.file.iter_batches(_PARQUET_ROWS, columns=list(names)):
-            by_name = dict(zip(batch.schema.names, batch.columns, strict=True))
-            yield from zip(*(by_name[name].to_pylist() for name in names), strict=True)
+        for group in range(self.file.num_row_groups):  # over all of them at once, pyarrow keeps what it has read
+            for batch in self.file.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=list(names)):
+                by_name = dict(zip(batch.schema.names, batch.columns, strict=True))
+                yield from zip(*(by_name[name].to_pylist() for name in names), strict=True)
 
 
 _TEXT_TABLES: dict[str, Any] = {
