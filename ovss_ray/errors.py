@@ -45,6 +45,12 @@ class RunFailedError(OvssError):
     exit_code = 5
 
 
+class DamagedRunError(OvssError):
+    """A file of a run that cannot be read back, or that is no part of it; the message says which."""
+
+    exit_code = 6
+
+
 IMAGE_FAILURES = (
     "not_found",
     "forbidden",

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from ovss_ray.errors import OvssError, SettingError, nearest
+from ovss_ray.errors import DamagedRunError, OvssError, SettingError, nearest
 from ovss_ray.images.stores import StorageOptions, explained, open_store
 from ovss_ray.labels.additions import grown, read_additions
 from ovss_ray.labels.codecs import LabelMap, decode_label_map
@@ -119,7 +119,11 @@ class Run:
             found = list_shards(self._fs, self._shards)
             if found and found[-1] >= self.manifest.shards:
                 self._read_additions()  # the run has grown since it was opened
-        return [shard for shard in found if shard < self.manifest.shards]
+        if found and found[-1] >= self.manifest.shards:
+            raise DamagedRunError(
+                f"{self._uri_of(found[-1])} is no part of the run, which has {self.manifest.shards} shards; remove it"
+            )
+        return found
 
     def status_counts(self) -> dict[str, int]:
         """Number of images by status, of the shards that are written; a status without images is left out."""
@@ -306,7 +310,7 @@ class Run:
             try:
                 parquet = pq.ParquetFile(file, pre_buffer=True)
             except pa.ArrowInvalid as error:
-                raise OvssError(
+                raise DamagedRunError(
                     f"{self._uri_of(shard)} is damaged ({error}); remove it and continue the run"
                 ) from error
             check_schema(parquet.schema_arrow, "shard", self._uri_of(shard))
@@ -356,7 +360,8 @@ def _parse_record(stored: bytes, uri: str) -> tuple[_Record, Manifest]:
             )
         return _Record.model_validate(content), Manifest.from_json(content["manifest"])
     except (ValueError, KeyError, TypeError) as error:
-        raise OvssError(f"{uri}/run.json is damaged ({_first_line(error)}); restore it to read the run") from error
+        reason = _first_line(error)
+        raise DamagedRunError(f"{uri}/run.json is damaged ({reason}); restore it to read the run") from error
 
 
 def _explain_missing(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> str:

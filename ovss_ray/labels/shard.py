@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ovss_ray.errors import ImageError, OvssError
+from ovss_ray.errors import DamagedRunError, ImageError
 from ovss_ray.labels.codecs import LabelMap, encode_label_map
 from ovss_ray.labels.schema import METADATA_PREFIX, check_schema, load_schema
 from ovss_ray.labels.statistics import FloatArray, SegmentStatistics, segment_statistics
@@ -130,7 +130,7 @@ def read_shard_metadata(file: str | PathLike[str] | BinaryIO) -> dict[str, str]:
     try:
         schema = pq.read_schema(file)
     except pa.ArrowInvalid as error:
-        raise OvssError(
+        raise DamagedRunError(
             f"{where} is not a whole Parquet file ({error}); ovss-ray verify names what to remove"
         ) from error
     check_schema(schema, "shard", where)

@@ -96,6 +96,8 @@ class Verification:
             )
         if self.missing:
             yield "The command that started the run labels the missing shards."
+        if self.stray:
+            yield "Remove the stray files; those in shards/ keep the run from being read."
         if self.exit_code == 0:
             yield "Nothing is missing or damaged."
 
@@ -127,9 +129,9 @@ def verify_run(
     """
     directory = RunDirectory(run, storage_options)
     with open_run(run, storage_options) as opened:
-        written = opened.shards_done()
         checker = _Checker(opened, directory, footers_only)
         manifest = opened.manifest
+        written = sorted(shard for shard in directory.done_shards() if shard < manifest.shards)
         damaged = []
         with ThreadPoolExecutor(_threads(directory)) as threads:
             for done, (shard, problems) in enumerate(checker.check_all(written, threads), 1):

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ovss_ray.errors import OvssError
+from ovss_ray import open_run
+from ovss_ray.errors import DamagedRunError, OvssError
 from ovss_ray.images.stores import open_store
 from ovss_ray.labels.schema import METADATA_PREFIX
 from ovss_ray.run.additions import continue_run, extend_run, load_job, retry_run
@@ -208,6 +209,13 @@ def test_stray_files_are_named(run: Path) -> None:
         shutil.copy(shard(run, 0), run / name)
     found = verify_run(str(run))
     assert (found.stray, found.damaged, found.exit_code) == (strays, [], 0)
+    assert "Remove the stray files" in " ".join(found.advice())
+    with open_run(run) as opened, pytest.raises(DamagedRunError, match=r"00000009.parquet is no part of the run"):
+        opened.status_counts()
+    (run / "shards" / "00000009.parquet").unlink()
+    with open_run(run) as opened:
+        (counted,) = opened.sql("SELECT count(*) FROM images").fetchall()
+        assert counted == (opened.num_images,)
 
 
 def test_a_damaged_manifest(run: Path) -> None:
