@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit codes: 0 done (images that failed are rows with a reason), 2 wrong setting, 3 input or weights not "
-    "readable, 4 the run directory belongs to other settings, 5 the run is not finished and can be continued, 6 a file of "
-    "the run is damaged, 130 or 143 stopped by a signal."
+    "readable, 4 the run directory belongs to other settings, 5 the run is not finished and can be continued, 6 a file "
+    "of the run is damaged, 130 or 143 stopped by a signal."
 )
 
 log = logging.getLogger(__name__)
