@@ -42,6 +42,7 @@ format: install ## Rewrite the code in the project's format
 
 bench: install ## Measure, and print ratios (see benchmarks/)
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/scale.py --images 500000 --shards 1020 --driver-shards 1000 --rounds 1
 
 clean: ## Remove the environment and what the demo wrote
 	rm -rf $(VENV) demo-run build dist *.egg-info
