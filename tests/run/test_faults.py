@@ -198,7 +198,7 @@ class TestNodes:
     ) -> None:
         monkeypatch.setattr("ovss_ray.run.pool.SURVEY_EVERY_S", 0.5)
         cluster.add_node(num_cpus=4)
-        spec = spec_of(workers="auto", shard_size=2, settings={"seconds": 1.0})
+        spec = spec_of(workers="auto", shard_size=2, settings={"seconds": 2.0})
         with labelling(spec) as summary:
             wait_for(lambda: shards_of(spec.run) >= 1)
             cluster.add_node(num_cpus=4)
