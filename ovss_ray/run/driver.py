@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 from ovss_ray.errors import OvssError, RunFailedError, RunMismatchError
-from ovss_ray.images.stores import explained
 from ovss_ray.labels.additions import read_additions
 from ovss_ray.labels.layout import FORMAT_VERSION, RUN_FILE, Manifest
 from ovss_ray.run.breaker import too_many_failures
@@ -100,8 +99,7 @@ def run_job(spec: JobSpec, *, reporter: Reporter | None = None, vocabulary: Voca
 def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> RunSummary:
     resolved = resolve(spec, vocabulary)
     directory = RunDirectory(resolved.spec.run, spec.storage_options)
-    with explained(directory.uri, "used as a run directory"):
-        record = directory.read_json(RUN_FILE)
+    record = directory.read_json(RUN_FILE)
     if record is not None:
         _check_format(record, directory)
         additions = read_additions(directory.fs, directory.root, directory.uri)
