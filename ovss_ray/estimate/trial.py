@@ -25,7 +25,6 @@ from ovss_ray.images.listing import ImageRef
 from ovss_ray.labels.layout import RUN_FILE, shard_name
 from ovss_ray.labels.shard import read_shard_metadata
 from ovss_ray.run.directory import RunDirectory
-from ovss_ray.run.driver import BATCH_TIMEOUT_S
 from ovss_ray.run.engines import SHARDS_PER_WORKER, LocalEngine, RayEngine, open_engine
 from ovss_ray.run.events import ShardTask
 from ovss_ray.run.job import LabellingJob, ResolvedSpec, labelling_job, run_record, with_dtype
@@ -179,8 +178,7 @@ class _TimedWorker:
         self._handle = engine.launch(job)
         self._progress = Progress(images=job.manifest.images, images_before=0, shards=job.manifest.shards)
         self._warm = self._last = WorkerProgress()
-        timeout_s = job.spec.batch_timeout_s
-        self._timeout_s = BATCH_TIMEOUT_S[engine.device] if timeout_s == "auto" else timeout_s
+        self._timeout_s = job.batch_timeout_s
 
     def start(self) -> float:
         """Load the segmenter and the vocabulary; returns the seconds since the process was asked for."""

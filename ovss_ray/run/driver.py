@@ -63,7 +63,6 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 FINISH_SHARDS_S = 30.0  # how long shards in flight may still take after the first Ctrl-C
-BATCH_TIMEOUT_S = {"cuda": 120.0, "cpu": 900.0}
 
 
 class RunInterrupted(OvssError):  # noqa: N818 (not an error of the run)
@@ -191,10 +190,7 @@ class _Session:
         self._encoder: str | None = None
         self._loaded: list[str] = []  # workers that wait for the text
         self._clock = ShardClock()
-        timeout_s = job.spec.batch_timeout_s
-        self._pool = WorkerPool(
-            engine, job, batch_timeout_s=BATCH_TIMEOUT_S[engine.device] if timeout_s == "auto" else timeout_s
-        )
+        self._pool = WorkerPool(engine, job)
         self._scheduler = Scheduler(
             (shard for shard in range(manifest.shards) if shard not in done),
             remaining=manifest.shards - len(done),

@@ -23,6 +23,8 @@ from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
 from ovss_ray.vocabulary import Vocabulary, load_vocabulary
 
+BATCH_TIMEOUT_S = {"cuda": 120.0, "cpu": 900.0}
+
 LISTING_SETTINGS = tuple(
     name
     for name in inspect.signature(list_images).parameters
@@ -67,6 +69,12 @@ class LabellingJob:
     manifest: Manifest
     fingerprint: str
     conditional_put: bool
+
+    @property
+    def batch_timeout_s(self) -> float:
+        """How long a micro-batch may take before it counts as hanging."""
+        asked = self.spec.batch_timeout_s
+        return BATCH_TIMEOUT_S[self.spec.device] if asked == "auto" else asked
 
 
 def images_of(spec: JobSpec) -> Iterator[ImageRef]:

@@ -163,14 +163,14 @@ class WorkerPool:
 
     Args:
         engine: where they run.
-        job: what they do.
-        batch_timeout_s: a micro-batch that takes longer, and longer than twenty mean ones, counts as hanging.
+        job: what they do; a micro-batch that takes longer than its `batch_timeout_s`, and longer than twenty mean
+            ones, counts as hanging.
     """
 
-    def __init__(self, engine: Engine, job: LabellingJob, *, batch_timeout_s: float) -> None:
+    def __init__(self, engine: Engine, job: LabellingJob) -> None:
         self._engine = engine
         self._job = job
-        self._batch_timeout_s = batch_timeout_s
+        self._batch_timeout_s = job.batch_timeout_s
         self._members: dict[str, _Member] = {}
         self._calls: dict[Future[Any], _Call] = {}
         self._shared_text: Any = None
