@@ -37,7 +37,7 @@ class NoOp(Segmenter):
         queries = [item.id for item in vocabulary.classes for _ in item.queries]
         return TextEmbeddings(np.eye(len(queries), dtype=np.float32), np.array(queries, np.int64), vocabulary)
 
-    def segment(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool = False) -> list[Segmentation]:
+    def segment_batch(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool) -> list[Segmentation]:
         del low_memory
         return [_first_class(image.shape[:2], text.vocabulary) for image in images]
 

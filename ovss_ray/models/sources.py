@@ -13,7 +13,7 @@ import open_clip
 from open_clip import pretrained as open_clip_weights
 
 from ovss_ray.errors import WeightsError, nearest
-from ovss_ray.models.vision import refuse_other_architectures
+from ovss_ray.models.vision import TowerShape, refuse_other_architectures
 
 DEFAULT_CLIP = "ViT-B-16-quickgelu/openai"
 DEMO_ARCHITECTURE = "ovss-demo"
@@ -160,10 +160,11 @@ def architecture_config(architecture: str) -> dict[str, Any]:
     return dict(open_clip.get_model_config(architecture))
 
 
-def native_image_size(architecture: str) -> int:
-    """Side of the square input that a known architecture was made for, in pixels."""
-    size = architecture_config(architecture)["vision_cfg"]["image_size"]
-    return int(size if isinstance(size, int) else size[0])
+def tower_shape(architecture: str) -> TowerShape:
+    """What settings follow of the vision tower of a known architecture, without building it."""
+    vision = architecture_config(architecture)["vision_cfg"]
+    size = vision["image_size"]
+    return TowerShape(int(size if isinstance(size, int) else size[0]), int(vision["patch_size"]), int(vision["layers"]))
 
 
 def register_demo() -> None:

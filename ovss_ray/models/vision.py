@@ -6,7 +6,7 @@ and may be named from the end (-1 is the last). Everything is frozen: no method 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -34,6 +34,25 @@ class Trunk:
     grid: tuple[int, int]
     hidden: Mapping[int, Tensor]
     queries_keys: Mapping[int, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """What settings may follow of a model: side of its square input and of a patch in pixels, number of blocks."""
+
+    image_size: int
+    patch_size: int
+    depth: int
+
+    def blocks_like(self, blocks: Sequence[int], depth: int = 12) -> tuple[int, ...]:
+        """Blocks that were published for a tower of `depth` blocks, in this one; each once, ascending.
+
+        The authors' code takes the same numbers for deeper towers, and so does this. In a shallower one they are
+        scaled so that first and last stay first and last.
+        """
+        if self.depth >= depth:
+            return tuple(sorted(set(blocks)))
+        return tuple(sorted({round(block * (self.depth - 1) / (depth - 1)) for block in blocks}))
 
 
 class VisionTower:
@@ -67,6 +86,10 @@ class VisionTower:
     def device(self) -> torch.device:
         weight: Tensor = self._visual.conv1.weight
         return weight.device
+
+    @property
+    def shape(self) -> TowerShape:
+        return TowerShape(self.image_size, self.patch_size, self.depth)
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """The patch grid of an input of this size; a remainder below one patch is dropped."""
@@ -118,10 +141,15 @@ class VisionTower:
         out: Tensor = self._blocks[index](tokens)
         return out
 
+    def normed(self, tokens: Tensor, index: int) -> Tensor:
+        """What a block projects to queries, keys and values: its first LayerNorm of the tokens that enter it."""
+        out: Tensor = self._blocks[index].ln_1(tokens)
+        return out
+
     def qkv(self, tokens: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of a block, each [B, H, N, d], from the tokens that enter it."""
         block = self._blocks[index]
-        projected = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
+        projected = F.linear(self.normed(tokens, index), block.attn.in_proj_weight, block.attn.in_proj_bias)
         q, k, v = (split_heads(part, self.heads) for part in projected.chunk(3, dim=-1))
         return q, k, v
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_CPU = torch.device("cpu")
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
@@ -30,3 +35,21 @@ def attend(a: Tensor, b: Tensor, v: Tensor, *, bias: Tensor | None = None, scale
     """
     bias = None if bias is None else bias.to(a.dtype)
     return F.scaled_dot_product_attention(a, b, v, attn_mask=bias, scale=scale)
+
+
+@lru_cache(maxsize=16)
+def gaussian_prior(grid: tuple[int, int], sigma: float, device: torch.device = _CPU) -> Tensor:
+    """The bump of NACLIP (Hajimiri et al., WACV 2025, section 3.2): patches near each other get larger logits.
+
+    Args:
+        grid: (h, w) patches.
+        sigma: standard deviation in patches.
+
+    Returns:
+        [N, N] float32 with N = 1 + h * w: exp(-distance^2 / (2 sigma^2)) for two patches, 1 on the diagonal, and 0 for
+        the class token in row and column 0. Shared by all inputs of that grid; do not write into it.
+    """
+    rows, columns = (torch.arange(size, dtype=torch.float32, device=device) for size in grid)
+    across, down = ((axis[:, None] - axis[None]) ** 2 for axis in (columns, rows))
+    squared = (down[:, None, :, None] + across[None, :, None, :]).reshape(grid[0] * grid[1], -1)
+    return F.pad(torch.exp(-squared / (2 * sigma**2)), (1, 0, 1, 0))

@@ -103,7 +103,7 @@ def resolve(spec: JobSpec, vocabulary: Vocabulary | None = None) -> ResolvedSpec
 
 
 def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
-    from ovss_ray.models.sources import native_image_size, resolve_weights
+    from ovss_ray.models.sources import resolve_weights, tower_shape
     from ovss_ray.models.text import check_query_lengths
     from ovss_ray.segmenters import get_method
 
@@ -111,7 +111,7 @@ def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
     if vocabulary is None:
         vocabulary = load_vocabulary(spec.classes, templates=spec.templates, background=spec.background)
     weights = resolve_weights(spec.clip)
-    settings = given.resolve(native_image_size(weights.architecture))
+    settings = given.resolve(tower_shape(weights.architecture))
     settings.check_vocabulary(vocabulary)
     check_query_lengths(vocabulary, weights.architecture)
     updates: dict[str, Any] = {

@@ -5,20 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 from typing_extensions import Self
 
 from ovss_ray.errors import SettingError, explain_invalid
+from ovss_ray.models.vision import TowerShape
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
-from ovss_ray.vocabulary import Vocabulary
+from ovss_ray.vocabulary import Source, Vocabulary, load_vocabulary
 
 Image = NDArray[np.uint8]
+Text = TextEmbeddings | Source
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ class SegmenterSettings(BaseModel):
         """The settings that change labels, JSON-ready: what belongs in a run's fingerprint."""
         return self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
 
-    def resolve(self, image_size: int) -> Self:
-        """Fills in what follows the model, whose native input is `image_size` pixels square."""
-        del image_size
+    def resolve(self, shape: TowerShape) -> Self:
+        """Fills in what follows the model; a second time changes nothing."""
+        del shape
         return self
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
@@ -77,6 +81,7 @@ class Segmenter(ABC):
     settings: SegmenterSettings
     device: torch.device
     dtype: torch.dtype
+    _last_encoded: TextEmbeddings | None = None
 
     @property
     def training_free(self) -> bool:
@@ -98,19 +103,54 @@ class Segmenter(ABC):
             SettingError: a query is too long for the text tower, or the settings do not fit the vocabulary.
         """
 
-    @abstractmethod
-    def segment(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool = False) -> list[Segmentation]:
-        """Labels every pixel of every image.
+    @overload
+    def segment(self, images: Image | PillowImage.Image, text: Text, *, low_memory: bool = False) -> Segmentation: ...
+
+    @overload
+    def segment(
+        self, images: Sequence[Image | PillowImage.Image], text: Text, *, low_memory: bool = False
+    ) -> list[Segmentation]: ...
+
+    def segment(
+        self,
+        images: Image | PillowImage.Image | Sequence[Image | PillowImage.Image],
+        text: Text,
+        *,
+        low_memory: bool = False,
+    ) -> Segmentation | list[Segmentation]:
+        """Labels every pixel of an image, or of several that are processed together.
 
         Args:
-            images: uint8 RGB arrays [H, W, 3] of any sizes; processed together, results in the same order.
-            text: from `encode_vocabulary` of a segmenter with the same model.
+            images: a uint8 RGB array [H, W, 3] or a Pillow image (any mode, turned upright), of any size; or a list of
+                such.
+            text: "cat,dog" or anything else that `load_vocabulary` takes, which is encoded at its first use; or what
+                `encode_vocabulary` of a segmenter with the same model gave.
             low_memory: takes smaller steps, so that a single large image may still fit; labels stay the same.
 
+        Returns:
+            one segmentation for one image; for a list, a list in the same order.
+
         Raises:
+            SettingError: the classes cannot be read, or do not fit the model or the settings.
             ValueError: no images, or one that is not a uint8 array [H, W, 3].
             torch.cuda.OutOfMemoryError: passed through; free memory, segment fewer images, or use `low_memory`.
         """
+        single = isinstance(images, PillowImage.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
+        several: list[Any] = [images] if single else [*cast("Sequence[Any]", images)]
+        pixels = [_pixels(image) if isinstance(image, PillowImage.Image) else image for image in several]
+        check_images(pixels)
+        encoded = text if isinstance(text, TextEmbeddings) else self._encoded(load_vocabulary(text))
+        results = self.segment_batch(pixels, encoded, low_memory=low_memory)
+        return results[0] if single else results
+
+    def _encoded(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        if self._last_encoded is None or self._last_encoded.vocabulary != vocabulary:
+            self._last_encoded = self.encode_vocabulary(vocabulary)
+        return self._last_encoded
+
+    @abstractmethod
+    def segment_batch(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool) -> list[Segmentation]:
+        """What a method states: as `segment`, for a list of arrays that were checked, and an encoded vocabulary."""
 
     @classmethod
     def parse_settings(cls, values: Mapping[str, Any]) -> SegmenterSettings:
@@ -120,6 +160,10 @@ class Segmenter(ABC):
         except ValidationError as error:
             fields = cls.Settings.model_fields
             raise explain_invalid(error, source=f"settings of {cls.name}", fields=fields) from None
+
+
+def _pixels(image: PillowImage.Image) -> Image:
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def check_images(images: Sequence[Image]) -> None:

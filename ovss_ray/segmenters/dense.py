@@ -15,13 +15,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image as PillowImage
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ovss_ray.errors import SettingError
 from ovss_ray.models.clip import ClipModel, load_clip, resolve_device, resolve_dtype
-from ovss_ray.ops.labelling import LabelRule, ScoreField, label_pixels
+from ovss_ray.models.vision import TowerShape
+from ovss_ray.ops.labelling import LabelledPixels, LabelRule, ScoreField, label_pixels
 from ovss_ray.ops.pamr import pamr
 from ovss_ray.ops.positional import PositionalPolicy
 from ovss_ray.ops.resize import fitted_size, resize_levels
@@ -34,7 +36,7 @@ from ovss_ray.ops.windows import (
     tile_maps,
     window_grid,
 )
-from ovss_ray.segmenters.base import Image, Segmenter, SegmenterSettings, check_images, check_text
+from ovss_ray.segmenters.base import Image, Segmenter, SegmenterSettings, check_text
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabulary import Vocabulary
 
@@ -51,7 +53,7 @@ class DenseSettings(SegmenterSettings):
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"window_batch"})
 
     short_side: int | None = Field(
-        default=None, ge=16, le=8192, description="The image is resized to this short side; 1.5 x the model's input."
+        default=None, ge=16, le=8192, description="Short side, or side, of the resized image; 1.5 x the model's input."
     )
     max_long_side: int = Field(default=2048, ge=16, description="Cap of the long side after resizing.")
     crop: int | None = Field(
@@ -64,6 +66,14 @@ class DenseSettings(SegmenterSettings):
     )
     area_thd: float = Field(
         default=0.0, ge=0, lt=1, description="Classes with no more than this share of the foreground go; 0 is off."
+    )
+    resize: Literal["short_side", "square", "patches"] = Field(
+        default="short_side",
+        description="What an image is resized to: short_side keeps its shape, square does not, patches only rounds its "
+        "own size up to whole patches.",
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        default="bilinear", description="How images are resized: bilinear as OpenCV, bicubic as Pillow (antialiased)."
     )
     pad: int | Literal["patch"] = Field(
         default=0, description="Windows are padded to a multiple of this, or of the patch size; 0 drops the remainder."
@@ -93,9 +103,10 @@ class DenseSettings(SegmenterSettings):
         """The policy that belongs to the method's definition."""
         return "dino_offset"
 
-    def resolve(self, image_size: int) -> Self:
+    def resolve(self, shape: TowerShape) -> Self:
         """Fills in what follows the model (crop = its input size, stride = half the crop, short side = 1.5 x input
         size) and the method (positional policy)."""
+        image_size = shape.image_size
         crop = image_size if self.crop is None else self.crop
         stride = self.stride or max(1, (crop or image_size) // 2)
         if crop and stride > crop:
@@ -132,7 +143,7 @@ class DenseSegmenter(Segmenter):
     def __init__(self, clip: ClipModel, settings: DenseSettings) -> None:
         self.clip = clip
         self.tower = clip.vision
-        self.settings = settings.resolve(clip.vision.image_size)
+        self.settings = settings.resolve(clip.vision.shape)
         self.positional = self.settings.positional or self.settings.own_positional()
         self.device = clip.vision.device
         self.dtype = clip.vision.dtype
@@ -183,8 +194,7 @@ class DenseSegmenter(Segmenter):
         )
 
     @torch.inference_mode()
-    def segment(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool = False) -> list[Segmentation]:
-        check_images(images)
+    def segment_batch(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool) -> list[Segmentation]:
         self.settings.check_vocabulary(text.vocabulary)
         queries = self._text_on_device(text)
         rule = self._rule(text)
@@ -196,25 +206,45 @@ class DenseSegmenter(Segmenter):
         results = []
         for item, windows in zip(prepared, maps, strict=True):
             pixels = label_pixels(self._full_resolution(item, windows), rule, strip_scores)
-            results.append(
-                Segmentation(
-                    labels=pixels.labels.cpu().numpy().astype(text.vocabulary.label_dtype),
-                    confidence=pixels.confidence.cpu().numpy(),
-                    margin=pixels.margin.cpu().numpy(),
-                    vocabulary=text.vocabulary,
-                )
-            )
+            results.append(self._segmentation(pixels, text.vocabulary))
         return results
+
+    def _segmentation(self, pixels: LabelledPixels, vocabulary: Vocabulary) -> Segmentation:
+        labels = self.finish_labels(pixels.labels, vocabulary)
+        return Segmentation(
+            labels=labels.cpu().numpy().astype(vocabulary.label_dtype),
+            confidence=pixels.confidence.cpu().numpy(),
+            margin=pixels.margin.cpu().numpy(),
+            vocabulary=vocabulary,
+        )
+
+    def finish_labels(self, labels: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """What a method does to a finished label map [H, W] int32; nothing, unless it says so."""
+        del vocabulary
+        return labels
 
     def _prepare(self, image: Image) -> _Prepared:
         height, width = image.shape[:2]
         settings = self.settings
-        size = fitted_size(height, width, settings.short_side or 0, settings.max_long_side)
+        size = self._resized(height, width)
+        if settings.interpolation == "bicubic":
+            image = np.asarray(PillowImage.fromarray(image).resize(size[::-1], PillowImage.Resampling.BICUBIC))
         writable = np.require(image, requirements=("C", "W"))  # torch warns about arrays that are read-only
         levels = resize_levels(torch.from_numpy(writable).to(self.device), size)
         pixels = (levels - self._mean) / self._std
         grid = window_grid(*size, settings.crop or 0, settings.stride or 1)
         return _Prepared(pixels, grid, height, width)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        settings, patch = self.settings, self.tower.patch_size
+        short_side = settings.short_side or 0
+        if settings.resize == "square":
+            return short_side, short_side
+        if settings.resize == "short_side":
+            return fitted_size(height, width, short_side, settings.max_long_side)
+        longest = max(height, width)
+        height, width = fitted_size(height, width, min(height, width), min(settings.max_long_side, longest))
+        return padded_size(height, patch, patch), padded_size(width, patch, patch)
 
     def _window_maps(
         self, prepared: Sequence[_Prepared], text: Tensor, query_class: Sequence[int], low_memory: bool

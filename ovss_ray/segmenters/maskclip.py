@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from ovss_ray.models.vision import Trunk
 from ovss_ray.ops.positional import PositionalPolicy
 from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
-from ovss_ray.segmenters.dense import DenseSegmenter, DenseSettings, cosine_scores
+from ovss_ray.segmenters.dense import DenseSettings, cosine_scores
+from ovss_ray.segmenters.last_block import LastBlockSegmenter
 
 _REFINEMENT_SCALE = 100.0
 _STRUCK_OUT = -100.0
@@ -47,7 +49,7 @@ class MaskCLIPSettings(DenseSettings):
         return "bicubic" if self.variant == "official" else "dino_offset"
 
 
-class MaskCLIP(DenseSegmenter):
+class MaskCLIP(LastBlockSegmenter):
     """Identity attention in the last block."""
 
     name = "maskclip"
@@ -73,25 +75,26 @@ class MaskCLIP(DenseSegmenter):
         published_source="SCLIP paper, as quoted by the survey of training-free methods, table 1",
     )
 
-    def patch_embeddings(self, pixels: Tensor) -> Tensor:
-        return self._embeddings_and_keys(pixels)[0]
+    @property
+    def residual(self) -> bool:
+        return self.settings.variant == "official"
+
+    mlp = residual
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, trunk: Trunk) -> Tensor:
+        del q, k, trunk
+        return v
 
     def patch_scores(self, pixels: Tensor, text: Tensor, query_class: Sequence[int]) -> Tensor:
-        embeddings, keys = self._embeddings_and_keys(pixels)
-        scores = cosine_scores(embeddings, text)
+        trunk = self.tower.trunk(pixels, self.positional)
+        _, keys, values = self.tower.qkv(trunk.tokens, -1)
+        scores = cosine_scores(self.read_last_block(trunk, values), text)
         if self.settings.pd_thresh:
             scores = denoise_prompts(scores, query_class, self.settings.pd_thresh)
         if self.settings.ks_thresh:
             projected = self.tower.project_heads(keys, -1)[:, 1:]
             scores = smooth_by_keys(scores, projected, self.settings.ks_thresh, self.settings.ks_axis)
         return scores
-
-    def _embeddings_and_keys(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        tower, official = self.tower, self.settings.variant == "official"
-        trunk = tower.trunk(pixels, self.positional)
-        _, keys, values = tower.qkv(trunk.tokens, -1)
-        tokens = tower.readout(trunk.tokens, -1, values, residual=official, mlp=official)
-        return tower.patch_map(tower.head(tokens), trunk.grid), keys
 
 
 def denoise_prompts(scores: Tensor, query_class: Sequence[int], threshold: float) -> Tensor:
