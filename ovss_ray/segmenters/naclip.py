@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -78,5 +79,6 @@ class NACLIP(LastBlockSegmenter):
 
 def mean_logit_bound(q: Tensor, k: Tensor) -> Tensor:
     """The mean over heads and token pairs of |q_i| |k_j| / sqrt(d), for each image: [B, H, N, d] to [B] float32."""
-    q_norm, k_norm = (part.float().norm(dim=-1).mean(-1) for part in (q, k))
-    return (q_norm * k_norm).mean(1) / math.sqrt(q.shape[-1])
+    q_norm, k_norm = (torch.linalg.vector_norm(part.float(), dim=-1).mean(-1) for part in (q, k))
+    bound: Tensor = (q_norm * k_norm).mean(1) / math.sqrt(q.shape[-1])
+    return bound
