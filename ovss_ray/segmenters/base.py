@@ -29,8 +29,9 @@ Text = TextEmbeddings | Source
 class MethodCard:
     """The facts about a published method, for tables and documentation.
 
-    models: kinds of models it runs. passes: forward passes per window. published: vocabulary name -> mIoU in percent,
-    as printed in `published_source` for `published_model`; only numbers that were published.
+    models: kinds of models it runs. passes: forward passes per window; passes_note: what comes on top. published:
+    vocabulary name -> mIoU in percent, as printed in `published_source` for `published_model`; only numbers that were
+    published. status: what was checked, and what was not.
     """
 
     title: str
@@ -40,10 +41,12 @@ class MethodCard:
     idea: str
     models: tuple[str, ...]
     passes: int = 1
+    passes_note: str = ""
     training_free: bool = True
     published: Mapping[str, float] = field(default_factory=dict)
     published_model: str = "OpenAI CLIP ViT-B/16"
     published_source: str = ""
+    status: str = "formulas checked; published mIoU not reproduced yet"
 
 
 class SegmenterSettings(BaseModel):
