@@ -9,24 +9,22 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image as PillowImage
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
 from ovss_ray.errors import SettingError
-from ovss_ray.models.clip import ClipModel, load_clip, resolve_device, resolve_dtype
+from ovss_ray.models.clip import ClipModel
 from ovss_ray.models.vision import TowerShape
-from ovss_ray.ops.labelling import LabelledPixels, LabelRule, ScoreField, label_pixels
+from ovss_ray.ops.labelling import LabelRule, ScoreField, label_pixels
 from ovss_ray.ops.pamr import pamr
 from ovss_ray.ops.positional import PositionalPolicy
-from ovss_ray.ops.resize import fitted_size, resize_levels
+from ovss_ray.ops.resize import fitted_size
 from ovss_ray.ops.windows import (
     WindowGrid,
     axis_matrix,
@@ -36,7 +34,8 @@ from ovss_ray.ops.windows import (
     tile_maps,
     window_grid,
 )
-from ovss_ray.segmenters.base import Image, Segmenter, SegmenterSettings, check_text
+from ovss_ray.segmenters.base import Image, SegmenterSettings
+from ovss_ray.segmenters.clip_segmenter import ClipSegmenter
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabulary import Vocabulary
 
@@ -134,31 +133,15 @@ class _Prepared:
     width: int
 
 
-class DenseSegmenter(Segmenter):
+class DenseSegmenter(ClipSegmenter):
     """A method that scores every patch of every window against every query."""
 
     Settings: ClassVar[type[SegmenterSettings]] = DenseSettings
     settings: DenseSettings
 
     def __init__(self, clip: ClipModel, settings: DenseSettings) -> None:
-        self.clip = clip
-        self.tower = clip.vision
-        self.settings = settings.resolve(clip.vision.shape)
+        super().__init__(clip, settings)
         self.positional = self.settings.positional or self.settings.own_positional()
-        self.device = clip.vision.device
-        self.dtype = clip.vision.dtype
-        self._mean = 255 * torch.tensor(clip.pixel_mean, device=self.device)[:, None, None]
-        self._std = 255 * torch.tensor(clip.pixel_std, device=self.device)[:, None, None]
-        self._last_text: tuple[TextEmbeddings, Tensor] | None = None
-
-    @classmethod
-    def load(
-        cls, *, clip: str | nn.Module, device: str | torch.device, dtype: str | torch.dtype, **settings: Any
-    ) -> Self:
-        parsed = cls.parse_settings(settings)
-        assert isinstance(parsed, DenseSettings)
-        where = resolve_device(device)
-        return cls(load_clip(clip, where, resolve_dtype(dtype, where)), parsed)
 
     @abstractmethod
     def patch_embeddings(self, pixels: Tensor) -> Tensor:
@@ -183,20 +166,9 @@ class DenseSegmenter(Segmenter):
         return cosine_scores(self.patch_embeddings(pixels), text)
 
     @torch.inference_mode()
-    def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:
-        self.settings.check_vocabulary(vocabulary)
-        self.clip.text.check_lengths(vocabulary)
-        embeddings = self.clip.text.encode(vocabulary.queries, vocabulary.templates)
-        return TextEmbeddings(
-            embeddings=embeddings.cpu().numpy().astype(np.float32),
-            query_class=np.array(vocabulary.query_class, dtype=np.int64),
-            vocabulary=vocabulary,
-        )
-
-    @torch.inference_mode()
     def segment_batch(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool) -> list[Segmentation]:
         self.settings.check_vocabulary(text.vocabulary)
-        queries = self._text_on_device(text)
+        queries = self.text_on_device(text)
         rule = self._rule(text)
         prepared = [self._prepare(image) for image in images]
         maps = self._window_maps(prepared, queries, text.vocabulary.query_class, low_memory)
@@ -206,17 +178,9 @@ class DenseSegmenter(Segmenter):
         results = []
         for item, windows in zip(prepared, maps, strict=True):
             pixels = label_pixels(self._full_resolution(item, windows), rule, strip_scores)
-            results.append(self._segmentation(pixels, text.vocabulary))
+            pixels = replace(pixels, labels=self.finish_labels(pixels.labels, text.vocabulary))
+            results.append(self.segmentation(pixels, text.vocabulary))
         return results
-
-    def _segmentation(self, pixels: LabelledPixels, vocabulary: Vocabulary) -> Segmentation:
-        labels = self.finish_labels(pixels.labels, vocabulary)
-        return Segmentation(
-            labels=labels.cpu().numpy().astype(vocabulary.label_dtype),
-            confidence=pixels.confidence.cpu().numpy(),
-            margin=pixels.margin.cpu().numpy(),
-            vocabulary=vocabulary,
-        )
 
     def finish_labels(self, labels: Tensor, vocabulary: Vocabulary) -> Tensor:
         """What a method does to a finished label map [H, W] int32; nothing, unless it says so."""
@@ -227,24 +191,18 @@ class DenseSegmenter(Segmenter):
         height, width = image.shape[:2]
         settings = self.settings
         size = self._resized(height, width)
-        if settings.interpolation == "bicubic":
-            image = np.asarray(PillowImage.fromarray(image).resize(size[::-1], PillowImage.Resampling.BICUBIC))
-        writable = np.require(image, requirements=("C", "W"))  # torch warns about arrays that are read-only
-        levels = resize_levels(torch.from_numpy(writable).to(self.device), size)
-        pixels = (levels - self._mean) / self._std
+        pixels = self.normalised(image, size, settings.interpolation)
         grid = window_grid(*size, settings.crop or 0, settings.stride or 1)
         return _Prepared(pixels, grid, height, width)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        settings, patch = self.settings, self.tower.patch_size
+        settings = self.settings
         short_side = settings.short_side or 0
         if settings.resize == "square":
             return short_side, short_side
         if settings.resize == "short_side":
             return fitted_size(height, width, short_side, settings.max_long_side)
-        longest = max(height, width)
-        height, width = fitted_size(height, width, min(height, width), min(settings.max_long_side, longest))
-        return padded_size(height, patch, patch), padded_size(width, patch, patch)
+        return self.size_in_patches(height, width, settings.max_long_side)
 
     def _window_maps(
         self, prepared: Sequence[_Prepared], text: Tensor, query_class: Sequence[int], low_memory: bool
@@ -298,12 +256,6 @@ class DenseSegmenter(Segmenter):
             background=vocabulary.background,
             ignore_index=vocabulary.ignore_index,
         )
-
-    def _text_on_device(self, text: TextEmbeddings) -> Tensor:
-        if self._last_text is None or self._last_text[0] is not text:
-            check_text(text, self.tower.embed_dim)
-            self._last_text = (text, torch.from_numpy(text.embeddings).to(self.device, torch.float32))
-        return self._last_text[1]
 
 
 def cosine_scores(embeddings: Tensor, text: Tensor) -> Tensor:

@@ -1,0 +1,83 @@
+"""What every method that runs CLIP shares: loading it, encoding a vocabulary, and bringing images to its tower."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ovss_ray.models.clip import ClipModel, load_clip, resolve_device, resolve_dtype
+from ovss_ray.ops.labelling import LabelledPixels
+from ovss_ray.ops.resize import fitted_size, resize_levels
+from ovss_ray.ops.windows import padded_size
+from ovss_ray.segmenters.base import Image, Segmenter, SegmenterSettings, check_text
+from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
+from ovss_ray.vocabulary import Vocabulary
+
+
+class ClipSegmenter(Segmenter):
+    """A method that runs one CLIP model."""
+
+    def __init__(self, clip: ClipModel, settings: SegmenterSettings) -> None:
+        self.clip = clip
+        self.tower = clip.vision
+        self.settings = settings.resolve(clip.vision.shape)
+        self.device = clip.vision.device
+        self.dtype = clip.vision.dtype
+        self._mean = 255 * torch.tensor(clip.pixel_mean, device=self.device)[:, None, None]
+        self._std = 255 * torch.tensor(clip.pixel_std, device=self.device)[:, None, None]
+        self._last_text: tuple[TextEmbeddings, Tensor] | None = None
+
+    @classmethod
+    def load(
+        cls, *, clip: str | nn.Module, device: str | torch.device, dtype: str | torch.dtype, **settings: Any
+    ) -> Self:
+        parsed = cls.parse_settings(settings)
+        where = resolve_device(device)
+        return cls(load_clip(clip, where, resolve_dtype(dtype, where)), parsed)
+
+    @torch.inference_mode()
+    def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        self.settings.check_vocabulary(vocabulary)
+        self.clip.text.check_lengths(vocabulary)
+        embeddings = self.clip.text.encode(vocabulary.queries, vocabulary.templates)
+        return TextEmbeddings(
+            embeddings=embeddings.cpu().numpy().astype(np.float32),
+            query_class=np.array(vocabulary.query_class, dtype=np.int64),
+            vocabulary=vocabulary,
+        )
+
+    def normalised(self, image: Image, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:
+        """An image as the tower takes it: [3, h, w] float32, resized as OpenCV (bilinear) or Pillow (bicubic) does."""
+        if interpolation == "bicubic":
+            image = np.asarray(PillowImage.fromarray(image).resize(size[::-1], PillowImage.Resampling.BICUBIC))
+        writable = np.require(image, requirements=("C", "W"))  # torch warns about arrays that are read-only
+        levels = resize_levels(torch.from_numpy(writable).to(self.device), size)
+        return (levels - self._mean) / self._std
+
+    def size_in_patches(self, height: int, width: int, max_long_side: int) -> tuple[int, int]:
+        """An image's own size, or what fits below the cap, with both sides rounded up to whole patches."""
+        patch = self.tower.patch_size
+        longest = max(height, width)
+        height, width = fitted_size(height, width, min(height, width), min(max_long_side, longest))
+        return padded_size(height, patch, patch), padded_size(width, patch, patch)
+
+    def text_on_device(self, text: TextEmbeddings) -> Tensor:
+        """The queries' embeddings [Q, E] float32; raises `SettingError` for those of another model."""
+        if self._last_text is None or self._last_text[0] is not text:
+            check_text(text, self.tower.embed_dim)
+            self._last_text = (text, torch.from_numpy(text.embeddings).to(self.device, torch.float32))
+        return self._last_text[1]
+
+    def segmentation(self, pixels: LabelledPixels, vocabulary: Vocabulary) -> Segmentation:
+        """Labelled pixels as what `segment` gives."""
+        return Segmentation(
+            labels=pixels.labels.cpu().numpy().astype(vocabulary.label_dtype),
+            confidence=pixels.confidence.cpu().numpy(),
+            margin=pixels.margin.cpu().numpy(),
+            vocabulary=vocabulary,
+        )
