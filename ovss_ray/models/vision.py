@@ -148,8 +148,12 @@ class VisionTower:
 
     def qkv(self, tokens: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of a block, each [B, H, N, d], from the tokens that enter it."""
-        block = self._blocks[index]
-        projected = F.linear(self.normed(tokens, index), block.attn.in_proj_weight, block.attn.in_proj_bias)
+        return self.project_qkv(self.normed(tokens, index), index)
+
+    def project_qkv(self, normed: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `qkv`, from what `normed` gave."""
+        attention = self._blocks[index].attn
+        projected = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
         q, k, v = (split_heads(part, self.heads) for part in projected.chunk(3, dim=-1))
         return q, k, v
 
