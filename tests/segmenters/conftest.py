@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import open_clip
 import pytest
@@ -9,6 +12,9 @@ import torch
 
 from ovss_ray.vocabulary import Vocabulary, load_vocabulary
 from tests import tiny_models
+
+# Models of methods that do not run on the tiny vision transformer: 64 x 64 pixels, 24 joint dimensions as well.
+OTHER_MODELS: dict[str, Callable[[], torch.nn.Module]] = {}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,6 +27,17 @@ def _one_thread() -> None:
 def tiny_clip() -> open_clip.CLIP:
     """A random open_clip model with native input 64, patch 8, 4 blocks; shared, because nothing may change it."""
     return tiny_models.build()
+
+
+@pytest.fixture(scope="session")
+def clip_for(tiny_clip: open_clip.CLIP) -> Callable[[str], torch.nn.Module]:
+    """The model on which the shared tests run a method, by its name."""
+
+    @cache
+    def model(method: str) -> torch.nn.Module:
+        return OTHER_MODELS[method]() if method in OTHER_MODELS else tiny_clip
+
+    return model
 
 
 @pytest.fixture(scope="session")
