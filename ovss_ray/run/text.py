@@ -21,18 +21,30 @@ def load_text(directory: RunDirectory, vocabulary: Vocabulary) -> TextEmbeddings
         return None
     table = pq.read_table(io.BytesIO(data))
     embeddings = np.stack(table["embedding"].to_numpy()).astype(np.float32)
-    return TextEmbeddings(embeddings, table["class_id"].to_numpy().astype(np.int64), vocabulary)
+    of_query = table["class_id"].is_valid().to_numpy()
+    class_ids = table["class_id"].drop_null().to_numpy().astype(np.int64)
+    extra = {}
+    if "extra" in table.column_names:  # not in runs of older versions
+        names = np.array(table["extra"].to_pylist())
+        extra = {name: embeddings[names == name] for name in dict.fromkeys(names[~of_query].tolist())}
+    return TextEmbeddings(embeddings[of_query], class_ids, vocabulary, extra)
 
 
 def save_text(directory: RunDirectory, text: TextEmbeddings) -> TextEmbeddings:
-    """Create `text.parquet`; if another driver was first, its file holds, and is returned."""
-    width = text.embeddings.shape[1]
-    flat = pa.array(text.embeddings.ravel(), pa.float32())
+    """Create `text.parquet`; if another driver was first, its file holds, and is returned.
+
+    A row is a query of the vocabulary, with its class, or one of the method's extra embeddings, with their name.
+    """
+    extra = [name for name, rows in text.extra.items() for _ in rows]
+    queries = text.vocabulary.queries
+    rows = np.concatenate([text.embeddings, *text.extra.values()])
+    flat = pa.array(rows.ravel(), pa.float32())
     table = pa.table(
         {
-            "class_id": pa.array(text.query_class, pa.int32()),
-            "query": pa.array(text.vocabulary.queries, pa.string()),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
+            "class_id": pa.array([*text.query_class.tolist(), *(None for _ in extra)], pa.int32()),
+            "query": pa.array([*queries, *(None for _ in extra)], pa.string()),
+            "extra": pa.array([*(None for _ in queries), *extra], pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, rows.shape[1]),
         }
     )
     sink = io.BytesIO()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,14 @@ _OVERLAY_OPACITY = 0.55
 class TextEmbeddings:
     """An encoded vocabulary: small, picklable and free of torch, so that it can cross processes and be stored.
 
-    embeddings: [Q, E] float32, unit rows. query_class: [Q] int64, the class id of each query.
+    embeddings: [Q, E] float32, unit rows. query_class: [Q] int64, the class id of each query. extra: what a method
+    encodes beside the queries, by a name of its own; each [n, E] float32 with at least one row.
     """
 
     embeddings: NDArray[np.float32]
     query_class: NDArray[np.int64]
     vocabulary: Vocabulary
+    extra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
