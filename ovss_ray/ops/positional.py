@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PositionalPolicy = Literal["dino_offset", "bicubic", "bicubic_aa", "bilinear"]
+PositionalPolicy = Literal["dino_offset", "bicubic", "bicubic_aa", "bilinear", "bilinear_half"]
 
 
 def resample_positions(
@@ -18,16 +18,19 @@ def resample_positions(
 
     The policies give clearly different features off the native grid, so each is part of a method's definition:
     `dino_offset` (SCLIP, NACLIP, ClearCLIP, ...) is bicubic with the scale factor (h + 0.1) / G used as given;
-    `bicubic` (MaskCLIP), `bicubic_aa` with antialias (GEM) and `bilinear` (CLIP Surgery, TagCLIP) sample to the size.
+    `bicubic` (MaskCLIP), `bicubic_aa` with antialias (GEM) and `bilinear` (CLIP Surgery) sample to the size;
+    `bilinear_half` (TagCLIP, CLIP-ES) is `bilinear` with the whole table rounded to float16, on the native grid too.
 
     Args:
-        table: [1 + Gh * Gw, D]; row 0 belongs to the class token and is never touched.
+        table: [1 + Gh * Gw, D]; row 0 belongs to the class token and is never resampled.
         native: (Gh, Gw), the grid that the table was trained on.
         grid: (h, w), the grid wanted.
 
     Returns:
         [1 + h * w, D] float32, row-major; the table itself where the grid is the native one. Never a changed `table`.
     """
+    if policy == "bilinear_half":
+        return resample_positions(table, native, grid, "bilinear").half().float()
     if grid == native:
         # The grids are compared, not their sizes: 7 x 28 has as many patches as 14 x 14, at other places.
         return table.float()

@@ -67,7 +67,17 @@ def test_antialiased_bicubic_is_pillows(grid: tuple[int, int], rng) -> None:
         np.testing.assert_allclose(got[1:, channel].reshape(grid), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("grid", [(5, 6), (9, 4)])
+def test_bilinear_half_is_bilinear_rounded_to_float16_on_every_grid(grid: tuple[int, int], rng) -> None:
+    table = rng.normal(size=(1 + 5 * 6, 4)).astype(np.float32)
+    got = resample_positions(torch.from_numpy(table), (5, 6), grid, "bilinear_half").numpy()
+    exact = reference(table, (5, 6), grid, "bilinear")
+    assert np.array_equal(got, got.astype(np.float16).astype(np.float32))
+    np.testing.assert_allclose(got, exact, rtol=2**-11, atol=1e-6)
+    assert np.abs(got - exact).max() > 1e-4
+
+
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "bilinear_half"])
 def test_the_native_grid_gets_the_table_itself(policy: PositionalPolicy) -> None:
     table = torch.randn(1 + 14 * 14, 8)
     assert torch.equal(resample_positions(table, (14, 14), (14, 14), policy), table)
@@ -75,7 +85,7 @@ def test_the_native_grid_gets_the_table_itself(policy: PositionalPolicy) -> None
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_as_many_patches_in_another_shape_are_resampled(policy: PositionalPolicy) -> None:
-    table = torch.randn(1 + 14 * 14, 8)
+    table = torch.randn(1 + 14 * 14, 8).half().float()
     before = table.clone()
     got = resample_positions(table, (14, 14), (7, 28), policy)
     assert got.shape == table.shape
