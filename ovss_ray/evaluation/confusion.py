@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,6 +109,14 @@ class ConfusionMatrix:
         return _mean(self.class_iou)
 
     @property
+    def miou_of_true_classes(self) -> float:
+        """Mean of `class_iou` over the classes that are true somewhere, as detectron2 has it; NaN if there is none.
+
+        It differs from `miou` by the classes that are predicted but never true, which count as 0 there.
+        """
+        return _mean(self.class_iou[self._true > 0])
+
+    @property
     def mean_accuracy(self) -> float:
         """Mean of `class_accuracy` over the classes that are true somewhere; NaN if there is none."""
         return _mean(self.class_accuracy)
@@ -138,6 +148,31 @@ class ConfusionMatrix:
 
     def __repr__(self) -> str:
         return f"ConfusionMatrix({self.num_classes} classes, {self._true.sum()} pixels, mIoU {self.miou:.4f})"
+
+
+@dataclass(frozen=True)
+class SplitScore:
+    """mIoU over seen and over unseen classes and their harmonic mean, in 0..1; NaN where there is no class."""
+
+    seen: float
+    unseen: float
+
+    @property
+    def harmonic(self) -> float:
+        """2 * seen * unseen / (seen + unseen), "hIoU"; 0 where both are 0."""
+        total = self.seen + self.unseen
+        return 2 * self.seen * self.unseen / total if total else 0.0
+
+
+def split_score(class_iou: FloatVector, seen: Collection[int]) -> SplitScore:
+    """The mIoU of two groups of classes.
+
+    Args:
+        class_iou: [C], NaN for classes that do not count.
+        seen: ids of the seen classes; all others are unseen.
+    """
+    is_seen = np.isin(np.arange(len(class_iou)), list(seen))
+    return SplitScore(_mean(class_iou[is_seen]), _mean(class_iou[~is_seen]))
 
 
 def _divide(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> FloatVector:

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from ovss_ray.errors import SettingError
 from ovss_ray.evaluation import ConfusionMatrix, confusion, confusion_counts
+from ovss_ray.evaluation.confusion import split_score
 
 NUM_CLASSES = 4
 PREDICTIONS = st.sampled_from([-1, 0, 1, 2, 3, 4, 255])  # -1, 4 and 255 are no class
@@ -139,3 +140,39 @@ def test_what_does_not_fit_together_is_refused() -> None:
 
 def test_the_example_in_the_documentation_runs() -> None:
     assert doctest.testmod(confusion).failed == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_iou_and_accuracy_are_those_of_torchmetrics(seed: int) -> None:
+    import torch
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+    rng = np.random.default_rng(seed)
+    truth = rng.choice([0, 1, 3, 255], size=(4, 30, 40)).astype(np.uint8)  # class 2 is never true
+    prediction = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, NUM_CLASSES, truth.shape))
+    prediction[prediction == 255] = 0
+    matrix = ConfusionMatrix(NUM_CLASSES)
+    for one, other in zip(prediction, truth, strict=True):
+        matrix.update(one, other)
+    pair = torch.from_numpy(prediction.astype(np.int64)), torch.from_numpy(truth.astype(np.int64))
+    options = {"num_classes": NUM_CLASSES, "ignore_index": 255}
+    assert float(MulticlassJaccardIndex(**options, average="macro")(*pair)) == pytest.approx(matrix.miou, abs=1e-6)
+    per_class = MulticlassJaccardIndex(**options, average=None)(*pair)
+    np.testing.assert_allclose(per_class.numpy(), matrix.class_iou, atol=1e-6)
+    micro = MulticlassAccuracy(**options, average="micro")(*pair)
+    assert float(micro) == pytest.approx(matrix.pixel_accuracy, abs=1e-6)
+
+
+def test_classes_that_are_only_predicted_count_for_one_mean_and_not_for_the_other() -> None:
+    matrix = ConfusionMatrix(3)
+    matrix.update(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 0]))
+    assert matrix.class_iou.tolist() == [0.5, 0, 0]
+    assert matrix.miou == pytest.approx(0.5 / 3)
+    assert matrix.miou_of_true_classes == 0.5
+
+
+def test_seen_and_unseen_classes_are_averaged_apart() -> None:
+    score = split_score(np.array([0.6, 0.2, math.nan, 0.4]), seen={0, 3})
+    assert (score.seen, score.unseen) == pytest.approx((0.5, 0.2))
+    assert score.harmonic == pytest.approx(2 / (1 / 0.5 + 1 / 0.2))
+    assert split_score(np.zeros(2), seen={0}).harmonic == 0
