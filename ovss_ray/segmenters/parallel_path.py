@@ -7,18 +7,33 @@ from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import Self
 
+from ovss_ray.errors import SettingError
+from ovss_ray.models.vision import TowerShape
 from ovss_ray.ops.attention import attend
 from ovss_ray.segmenters.base import SegmenterSettings
 from ovss_ray.segmenters.dense import DenseSegmenter, DenseSettings
+
+_PUBLISHED_BLOCKS = range(6, 12)
 
 
 class ParallelPathSettings(DenseSettings):
     """Settings of methods with a second path."""
 
-    path_blocks: int = Field(
-        default=6, ge=0, description="Blocks, counted from the last one, that the second path runs beside."
+    path_blocks: int | None = Field(
+        default=None,
+        ge=0,
+        description="Blocks that have a second path beside them, counted from the last one; 6, fewer in a tower with "
+        "less than 12 blocks.",
     )
+
+    def resolve(self, shape: TowerShape) -> Self:
+        resolved = super().resolve(shape)
+        blocks = len(shape.blocks_like(_PUBLISHED_BLOCKS)) if self.path_blocks is None else self.path_blocks
+        if blocks > shape.depth:
+            raise SettingError(f"path_blocks = {blocks}: the model has only {shape.depth} blocks")
+        return resolved.model_copy(update={"path_blocks": blocks})
 
 
 class ParallelPathSegmenter(DenseSegmenter):
@@ -44,16 +59,23 @@ class ParallelPathSegmenter(DenseSegmenter):
         """
 
     def patch_embeddings(self, pixels: Tensor) -> Tensor:
-        path, _ = self.both_paths(pixels)
-        return self.tower.patch_map(self.tower.head(path), self.tower.grid_of(*pixels.shape[-2:]))
+        return self.patches_and_image(pixels)[0]
 
-    def both_paths(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens [B, N, D] of the second and of the original path after the last block."""
+    def patches_and_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of the patches [B, h, w, E], from the second path, and of the image [B, E], which is CLIP's own.
+
+        The image is read off the class token of the original path, whose other tokens are not needed after the last
+        block and are not computed there.
+        """
         tower = self.tower
-        first = max(0, tower.depth - self.settings.path_blocks)
-        tokens = path = tower.trunk(pixels, self.positional, until=first).tokens
+        first = tower.depth - (self.settings.path_blocks or 0)
+        trunk = tower.trunk(pixels, self.positional, until=first)
+        tokens = path = trunk.tokens
         for index in range(first, tower.depth):
-            q, k, v = tower.qkv(tokens, index)
-            path = path + tower.project_heads(self.self_attention(q, k, v, tower.normed(tokens, index)), index)
+            normed = tower.normed(tokens, index)
+            q, k, v = tower.project_qkv(normed, index)
+            path = path + tower.project_heads(self.self_attention(q, k, v, normed), index)
+            if index == tower.depth - 1:
+                tokens, q = tokens[:, :1], q[:, :, :1]
             tokens = tower.readout(tokens, index, attend(q, k, v), residual=True, mlp=True)
-        return path, tokens
+        return tower.patch_map(tower.head(path), trunk.grid), tower.head(tokens[:, 0])
