@@ -25,8 +25,7 @@ def merge_heads(tokens: Tensor) -> Tensor:
 def attend(a: Tensor, b: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """softmax(scale * a b^T + bias) v per head, without ever storing the N x N weights.
 
-    The result is linear in the weights, so a rule that adds attention maps adds calls: SCLIP's correlative
-    self-attention is `attend(q, q, v) + attend(k, k, v)`.
+    The result is linear in the weights, so a rule that adds attention maps adds calls, as `correlative_attention`.
 
     Args:
         a, b, v: [B, H, N, d].
@@ -37,7 +36,14 @@ def attend(a: Tensor, b: Tensor, v: Tensor, *, bias: Tensor | None = None, scale
     return F.scaled_dot_product_attention(a, b, v, attn_mask=bias, scale=scale)
 
 
+def correlative_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(softmax(q q^T) + softmax(k k^T)) v per head: the plain sum of SCLIP (Wang et al., ECCV 2024), whose rows add up
+    to 2; all [B, H, N, d]."""
+    return attend(q, q, v) + attend(k, k, v)
+
+
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # or what is kept could not be used where gradients are wanted
 def gaussian_prior(grid: tuple[int, int], sigma: float, device: torch.device = _CPU) -> Tensor:
     """The bump of NACLIP (Hajimiri et al., WACV 2025, section 3.2): patches near each other get larger logits.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ovss_ray.models.vision import Trunk
-from ovss_ray.ops.attention import attend
+from ovss_ray.ops.attention import correlative_attention
 from ovss_ray.segmenters.base import MethodCard
 from ovss_ray.segmenters.last_block import LastBlockSegmenter
 
@@ -43,4 +43,4 @@ class SCLIP(LastBlockSegmenter):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, trunk: Trunk) -> Tensor:
         del trunk
-        return attend(q, q, v) + attend(k, k, v)
+        return correlative_attention(q, k, v)
