@@ -40,18 +40,6 @@ def build(seed: int = 0, quick_gelu: bool = True, **vision: Any) -> open_clip.CL
     return model.eval()
 
 
-def entering_last_block(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """The tokens that enter the last block of open_clip's own forward pass (native input size only)."""
-    seen: list[torch.Tensor] = []
-    last = model.visual.transformer.resblocks[-1]
-    hook = last.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    try:
-        model.visual(pixels)
-    finally:
-        hook.remove()
-    return seen[0]
-
-
 @cache
 def register(folder: Path) -> tuple[str, str]:
     """Makes two architectures known to open_clip, with plain GELU and with QuickGELU; returns their names."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ovss_ray.segmenters import DenseSegmenter
-from tests.tiny_models import entering_last_block
+from tests.reference import entering_last_block
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_method.md"
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from scipy.special import softmax
 
-from ovss_ray.ops.resize import resize_levels
 from ovss_ray.segmenters import load_segmenter
 from tests import tiny_models
+from tests.reference import class_probabilities
 
 
 def clipbase(clip, **settings):  # type: ignore[no-untyped-def]
@@ -38,32 +36,6 @@ def test_the_same_at_224_pixels_with_a_published_architecture(clip: str) -> None
     assert (segmenter.settings.short_side, segmenter.settings.crop, segmenter.settings.stride) == (336, 224, 112)
 
 
-def protocol(segmenter, image: np.ndarray, text) -> np.ndarray:  # type: ignore[no-untyped-def]
-    """Class probabilities [C, H, W] by the published steps, one window at a time; only the tower and the resize to
-    8-bit levels (where a tie may round either way) are the package's own."""
-    settings = segmenter.settings
-    height, width = image.shape[:2]
-    scale = min(settings.max_long_side / max(height, width), settings.short_side / min(height, width))
-    size = (int(height * scale + 0.5), int(width * scale + 0.5))
-    pixels = resize_levels(torch.from_numpy(image), size)[None] / 255
-    mean, std = torch.tensor(segmenter.clip.pixel_mean), torch.tensor(segmenter.clip.pixel_std)
-    pixels = (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-    total, visits = torch.zeros(1, len(text.embeddings), *size), torch.zeros(size)
-    crop, stride = settings.crop or max(size), settings.stride
-    for row in range(max(size[0] - crop + stride - 1, 0) // stride + 1):
-        for column in range(max(size[1] - crop + stride - 1, 0) // stride + 1):
-            y2, x2 = min(row * stride + crop, size[0]), min(column * stride + crop, size[1])
-            y1, x1 = max(y2 - crop, 0), max(x2 - crop, 0)
-            features = segmenter.patch_embeddings(pixels[:, :, y1:y2, x1:x2])
-            cosines = F.normalize(features, dim=-1) @ torch.from_numpy(text.embeddings).T
-            up = F.interpolate(cosines.permute(0, 3, 1, 2), (y2 - y1, x2 - x1), mode="bilinear", align_corners=False)
-            total[:, :, y1:y2, x1:x2] += up
-            visits[y1:y2, x1:x2] += 1
-    full = F.interpolate(total / visits, (height, width), mode="bilinear", align_corners=False)[0]
-    probability = softmax(settings.logit_scale * full.double().numpy(), axis=0)
-    return np.stack([probability[text.query_class == c].max(0) for c in range(text.vocabulary.num_classes)])
-
-
 @pytest.mark.parametrize("settings", [{}, {"short_side": 100, "crop": 50, "stride": 33}, {"crop": 0}])
 @torch.inference_mode()
 def test_segmentation_follows_the_published_protocol(tiny_clip, vocabulary, images, settings) -> None:
@@ -71,7 +43,7 @@ def test_segmentation_follows_the_published_protocol(tiny_clip, vocabulary, imag
     text = segmenter.encode_vocabulary(vocabulary)
     chosen = images[:5]
     for image, result in zip(chosen, segmenter.segment(chosen, text), strict=True):
-        expected = protocol(segmenter, image, text)
+        expected = class_probabilities(segmenter, image, text)
         ranked = np.sort(expected, axis=0)
         np.testing.assert_allclose(result.confidence, ranked[-1], atol=2e-4)
         np.testing.assert_allclose(result.margin, ranked[-1] - ranked[-2], atol=4e-4)

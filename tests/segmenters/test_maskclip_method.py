@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from ovss_ray.segmenters import load_segmenter
 from ovss_ray.segmenters.maskclip import denoise_prompts, smooth_by_keys
-from tests.tiny_models import entering_last_block
+from tests.reference import entering_last_block
 
 
 def maskclip(clip, **settings):  # type: ignore[no-untyped-def]
