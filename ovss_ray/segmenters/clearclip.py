@@ -2,8 +2,9 @@
 
 Lan et al., "ClearCLIP: Decomposing CLIP Representations for Dense Vision-Language Inference" (ECCV 2024),
 mc-lan/ClearCLIP. The residual stream of the last block is the noise, so neither it nor the MLP is read. Windows are
-padded to whole patches. Cost: one pass of CLIP, a little less than one. The published protocol takes one query a class
-(vocabulary variants named `clearclip`), windows of 448 with stride 224 and a logit scale of 50.
+padded to whole patches, and twice as large as the model's input: 448 pixels for all of CLIP's usual models. Cost: one
+pass of CLIP, a little less than one. The published protocol takes one query a class (vocabulary variants named
+`clearclip`). The code can also add up the outputs of several last blocks, which the paper does not use.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import Self
 
-from ovss_ray.models.vision import Trunk
+from ovss_ray.models.vision import TowerShape, Trunk
 from ovss_ray.ops.attention import attend
 from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
 from ovss_ray.segmenters.dense import DenseSettings
@@ -23,10 +25,25 @@ from ovss_ray.segmenters.last_block import LastBlockSegmenter
 class ClearCLIPSettings(DenseSettings):
     """Settings of ClearCLIP."""
 
+    short_side: int | None = Field(
+        default=None, ge=16, le=8192, description="Short side, or side, of the resized image; 2 x the model's input."
+    )
+    crop: int | None = Field(
+        default=None,
+        ge=0,
+        le=8192,
+        description="Size of the square windows; 0 is the whole image; 2 x the model's input.",
+    )
     logit_scale: float = Field(default=50.0, gt=0, description="Factor on the cosines before the softmax.")
     pad: int | Literal["patch"] = Field(
         default="patch", description="Windows are padded to a multiple of this, or of the patch size; 0 drops the rest."
     )
+
+    def resolve(self, shape: TowerShape) -> Self:
+        doubled = 2 * shape.image_size
+        crop = doubled if self.crop is None else self.crop
+        filled = self.model_copy(update={"short_side": self.short_side or doubled, "crop": crop})
+        return super(ClearCLIPSettings, filled).resolve(shape)
 
 
 class ClearCLIP(LastBlockSegmenter):
