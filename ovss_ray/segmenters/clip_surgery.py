@@ -8,12 +8,13 @@ and its output projection more.
 
 Feature surgery (`feature_surgery=True`) also takes out of the scores what all classes share. The authors advise it for
 explanation maps, not for segmentation: what it subtracts is the same for all classes of a patch, and only its weights
-can change a label. For a single text the authors subtract the score of an empty one
-instead; as a single class is its own label map, that is left out.
+can change a label. For a single text the authors subtract the score of an empty one instead; as a single class is its
+own label map, that is left out.
 
 The evaluation behind the published numbers was not released. Here windows are as in SCLIP, on inputs of any shape,
 while the authors' demo squeezes the whole image into a square: `resize="square", short_side=512, crop=0,
-interpolation="bicubic"`. It takes the templates `maskclip_85` and names foreground classes only.
+interpolation="bicubic"` (it resizes maps to the image at once, this by way of the square). It takes the templates
+`maskclip_85` and names foreground classes only.
 """
 
 from __future__ import annotations

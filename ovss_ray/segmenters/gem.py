@@ -9,10 +9,10 @@ CLIP and, in six blocks, six attentions and an output projection more.
 
 The whole image is squeezed into a square of twice the model's input (the authors take 448 for every model) and goes
 through in one pass, with the single template "a photo of a {}.". Background, by the authors' recipe: name foreground
-classes only; pixels whose probability stays below a threshold get no label. It needs `logit_scale=100` and a `prob_thd`
-to be tuned, as it depends on the number of classes (0.85 is their example). Their interface also scales the map of each
-class to 0..1 before the softmax, for heat maps; label maps have no use for that, and no threshold would work on it, so
-it is left out.
+classes only; pixels whose best probability stays below a threshold get no label. Set `logit_scale=100` and tune
+`prob_thd`, which depends on the number of classes (0.85 in their example). Their interface also scales the map of every
+class to 0..1, for heat maps; a label map has no use for that and no threshold works on the softmax of such maps, so it
+is left out.
 """
 
 from __future__ import annotations
