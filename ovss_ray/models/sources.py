@@ -13,7 +13,8 @@ import open_clip
 from open_clip import pretrained as open_clip_weights
 
 from ovss_ray.errors import WeightsError, nearest
-from ovss_ray.models.vision import TowerShape, refuse_other_architectures
+from ovss_ray.models.tower import DenseTower, TowerShape
+from ovss_ray.models.vision import VisionTower
 
 DEFAULT_CLIP = "ViT-B-16-quickgelu/openai"
 DEMO_ARCHITECTURE = "ovss-demo"
@@ -63,17 +64,23 @@ class WeightsInfo:
     digest: str
 
 
-def parse_clip(clip: str) -> ClipSource:
+def parse_clip(clip: str, tower: type[DenseTower] = VisionTower) -> ClipSource:
     """Understands "architecture/tag", "architecture//path", "architecture/random[:seed]", "demo" and "ViT-B/16".
 
+    Args:
+        clip: what the user wrote.
+        tower: the kind of vision tower that is needed.
+
     Raises:
-        WeightsError: the architecture, tag or file does not exist; names the nearest one.
+        WeightsError: the architecture, tag or file does not exist, and names the nearest one; or the architecture has
+            another vision tower.
     """
     if clip == "demo":
         register_demo()
+        tower.refuse_others(architecture_config(DEMO_ARCHITECTURE), clip)
         return ClipSource(DEMO_ARCHITECTURE, path=_demo_weights())
     if clip in _FRIENDLY:
-        return ClipSource(_FRIENDLY[clip] + QUICK_GELU_SUFFIX, tag="openai")
+        clip = f"{_FRIENDLY[clip]}{QUICK_GELU_SUFFIX}/openai"
     for friendly, plain in _FRIENDLY.items():
         if clip.startswith(f"{friendly}/"):
             clip = plain + clip[len(friendly) :]
@@ -81,6 +88,7 @@ def parse_clip(clip: str) -> ClipSource:
         register_demo()
     architecture, slash, rest = clip.partition("/")
     _check_architecture(architecture, clip)
+    tower.refuse_others(architecture_config(architecture), architecture)
     if rest.startswith("/"):
         return ClipSource(architecture, path=_find_file(rest[1:], architecture))
     if not slash or not rest:
@@ -98,13 +106,13 @@ def parse_clip(clip: str) -> ClipSource:
     return ClipSource(architecture, tag=rest)
 
 
-def resolve_weights(clip: str) -> WeightsInfo:
+def resolve_weights(clip: str, tower: type[DenseTower] = VisionTower) -> WeightsInfo:
     """Finds the weight file (downloading it where a tag is not in the cache) and its SHA-256.
 
     Raises:
-        WeightsError: there is no such model, file or download.
+        WeightsError: there is no such model, file or download, or the model has not the kind of tower that is needed.
     """
-    source = parse_clip(clip)
+    source = parse_clip(clip, tower)
     path = weight_file(source)
     if path is None:
         return WeightsInfo(source.name, source.architecture, None, f"random:{source.seed}")
@@ -160,11 +168,9 @@ def architecture_config(architecture: str) -> dict[str, Any]:
     return dict(open_clip.get_model_config(architecture))
 
 
-def tower_shape(architecture: str) -> TowerShape:
-    """What settings follow of the vision tower of a known architecture, without building it."""
-    vision = architecture_config(architecture)["vision_cfg"]
-    size = vision["image_size"]
-    return TowerShape(int(size if isinstance(size, int) else size[0]), int(vision["patch_size"]), int(vision["layers"]))
+def tower_shape(architecture: str, tower: type[DenseTower] = VisionTower) -> TowerShape:
+    """What settings follow of the vision tower of an architecture that `parse_clip` took, without building it."""
+    return tower.shape_of(architecture_config(architecture))
 
 
 def register_demo() -> None:
@@ -192,7 +198,6 @@ def wrong_activation(architecture: str, weights: str, quick: bool) -> WeightsErr
 def _check_architecture(architecture: str, clip: str) -> None:
     known = open_clip.list_models()
     if architecture in known:
-        refuse_other_architectures(architecture_config(architecture), architecture)
         return
     if any(clip == friendly.partition("/")[0] for friendly in _FRIENDLY) or architecture in ("ViT-B", "ViT-L"):
         raise WeightsError(f"there is no CLIP model '{clip}'{nearest(clip, _FRIENDLY)}")

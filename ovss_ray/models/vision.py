@@ -6,16 +6,18 @@ and may be named from the end (-1 is the last). Everything is frozen: no method 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
-from ovss_ray.errors import WeightsError
+from ovss_ray.models.tower import DenseTower
+from ovss_ray.models.tower import TowerShape as TowerShape
 from ovss_ray.ops.attention import attend, merge_heads, split_heads
 from ovss_ray.ops.positional import PositionalPolicy, resample_positions
 
@@ -36,36 +38,17 @@ class Trunk:
     queries_keys: Mapping[int, tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class TowerShape:
-    """What settings may follow of a model: side of its square input and of a patch in pixels, number of blocks."""
-
-    image_size: int
-    patch_size: int
-    depth: int
-
-    def blocks_like(self, blocks: Sequence[int], depth: int = 12) -> tuple[int, ...]:
-        """Blocks that were published for a tower of `depth` blocks, in this one; each once, ascending.
-
-        The authors' code takes the same numbers for deeper towers, and so does this. In a shallower one they are
-        scaled so that first and last stay first and last.
-        """
-        if self.depth >= depth:
-            return tuple(sorted(set(blocks)))
-        return tuple(sorted({round(block * (self.depth - 1) / (depth - 1)) for block in blocks}))
-
-
-class VisionTower:
+class VisionTower(DenseTower):
     """The pieces of one frozen CLIP vision transformer.
 
     Raises:
         WeightsError: the tower has no class token, pools by attention, or is no plain vision transformer.
     """
 
+    NEEDED = "dense methods need a CLIP vision transformer with a class token, such as ViT-B-16-quickgelu/openai"
+
     def __init__(self, visual: nn.Module, name: str) -> None:
-        refuse_other_towers(visual, name)
-        self._visual: Any
-        self._visual = visual
+        super().__init__(visual, name)
         self._blocks = list(self._visual.transformer.resblocks)
         self.patch_size = int(self._visual.patch_size[0])
         self.image_size = int(self._visual.image_size[0])
@@ -76,24 +59,47 @@ class VisionTower:
         self.embed_dim = int(self._visual.proj.shape[1])
         self._positions: dict[tuple[tuple[int, int], PositionalPolicy], Tensor] = {}
 
+    @staticmethod
+    def unfit_config(config: Mapping[str, Any]) -> str | None:
+        vision = config["vision_cfg"]
+        if "timm_model_name" in vision:
+            return f"its vision tower is the timm model {vision['timm_model_name']}"
+        if isinstance(vision.get("layers"), list | tuple):
+            return "its vision tower is a ResNet"
+        if vision.get("attentional_pool"):
+            return "its vision tower pools by attention"
+        if vision.get("pool_type", "tok") != "tok":
+            return "its vision tower does not read the image off a class token"
+        return None
+
+    @staticmethod
+    def unfit_module(visual: Any) -> str | None:
+        if not isinstance(visual, VisionTransformer):
+            return f"its vision tower is a {type(visual).__name__}"
+        if visual.attn_pool is not None:
+            return "its vision tower pools by attention"
+        if visual.pool_type != "tok" or visual.proj is None:
+            return "its vision tower does not read the image off a class token"
+        if not visual.transformer.batch_first:
+            return "its tokens are laid out [N, B, D], as in releases of open_clip before 2.24"
+        if visual.patch_size[0] != visual.patch_size[1] or visual.image_size[0] != visual.image_size[1]:
+            return "its patches or its images are not square"
+        for block in visual.transformer.resblocks:
+            if type(block) is not ResidualAttentionBlock or not isinstance(block.attn, nn.MultiheadAttention):
+                return "its blocks are not the standard ones"
+        return None
+
+    @staticmethod
+    def shape_of(config: Mapping[str, Any]) -> TowerShape:
+        vision = config["vision_cfg"]
+        size = vision["image_size"]
+        side = size if isinstance(size, int) else size[0]
+        return TowerShape(int(side), int(vision["patch_size"]), int(vision["layers"]))
+
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the matrix products; LayerNorm is float32 in any case."""
+    def _first_weight(self) -> Tensor:
         weight: Tensor = self._visual.conv1.weight
-        return weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        weight: Tensor = self._visual.conv1.weight
-        return weight.device
-
-    @property
-    def shape(self) -> TowerShape:
-        return TowerShape(self.image_size, self.patch_size, self.depth)
-
-    def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        """The patch grid of an input of this size; a remainder below one patch is dropped."""
-        return height // self.patch_size, width // self.patch_size
+        return weight
 
     def embed(self, pixels: Tensor, positional: PositionalPolicy) -> Tensor:
         """Patches, class token and positions, normalised: [B, 3, H, W] to the first tokens [B, N, D]."""
@@ -201,45 +207,5 @@ class VisionTower:
         return self._positions[key]
 
 
-def refuse_other_architectures(config: Mapping[str, Any], name: str) -> None:
-    """As `refuse_other_towers`, from an open_clip model configuration: before anything is downloaded or built."""
-    vision = config["vision_cfg"]
-    if "timm_model_name" in vision:
-        _refuse(name, f"its vision tower is the timm model {vision['timm_model_name']}")
-    if isinstance(vision.get("layers"), list | tuple):
-        _refuse(name, "its vision tower is a ResNet")
-    if vision.get("attentional_pool"):
-        _refuse(name, "its vision tower pools by attention")
-    if vision.get("pool_type", "tok") != "tok":
-        _refuse(name, "its vision tower does not read the image off a class token")
-
-
-def refuse_other_towers(visual: nn.Module, name: str) -> None:
-    """Raises `WeightsError` for a vision tower that dense methods cannot read patches from."""
-    reason = _why_not(visual)
-    if reason:
-        _refuse(name, reason)
-
-
-def _refuse(name: str, reason: str) -> NoReturn:
-    raise WeightsError(
-        f"{name} cannot be used: {reason}; dense methods need a CLIP vision transformer with a class token, "
-        "such as ViT-B-16-quickgelu/openai"
-    )
-
-
-def _why_not(visual: Any) -> str | None:
-    if not isinstance(visual, VisionTransformer):
-        return f"its vision tower is a {type(visual).__name__}"
-    if visual.attn_pool is not None:
-        return "its vision tower pools by attention"
-    if visual.pool_type != "tok" or visual.proj is None:
-        return "its vision tower does not read the image off a class token"
-    if not visual.transformer.batch_first:
-        return "its tokens are laid out [N, B, D], as in releases of open_clip before 2.24"
-    if visual.patch_size[0] != visual.patch_size[1] or visual.image_size[0] != visual.image_size[1]:
-        return "its patches or its images are not square"
-    for block in visual.transformer.resblocks:
-        if type(block) is not ResidualAttentionBlock or not isinstance(block.attn, nn.MultiheadAttention):
-            return "its blocks are not the standard ones"
-    return None
+TowerT = TypeVar("TowerT", bound=DenseTower, default=VisionTower)
+"""The kind of tower of a model or a method: a vision transformer, unless it says otherwise."""

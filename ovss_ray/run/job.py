@@ -107,11 +107,12 @@ def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
     from ovss_ray.models.text import check_query_lengths
     from ovss_ray.segmenters import get_method
 
-    given = get_method(spec.method).parse_settings(spec.settings)
+    method = get_method(spec.method)
+    given = method.parse_settings(spec.settings)
     if vocabulary is None:
         vocabulary = load_vocabulary(spec.classes, templates=spec.templates, background=spec.background)
-    weights = resolve_weights(spec.clip)
-    settings = given.resolve(tower_shape(weights.architecture))
+    weights = resolve_weights(spec.clip, method.Tower)
+    settings = given.resolve(tower_shape(weights.architecture, method.Tower))
     settings.check_vocabulary(vocabulary)
     check_query_lengths(vocabulary, weights.architecture)
     updates: dict[str, Any] = {

@@ -34,7 +34,7 @@ from ovss_ray.run.memory import BatchLimits, Shape, is_device_lost, is_out_of_me
 from ovss_ray.run.prefetch import Image, ImageLoader, LoadedImage, Prefetcher, micro_batches
 from ovss_ray.run.reports import DeviceLostError, ShardReport
 from ovss_ray.run.stats import Failures, WorkerProgress, WorkerStats, count_failure
-from ovss_ray.segmenters import Segmentation, TextEmbeddings, load_segmenter
+from ovss_ray.segmenters import Segmentation, TextEmbeddings, get_method, load_segmenter
 from ovss_ray.version import __version__
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Worker:
         warnings.filterwarnings("ignore", module="PIL")
         if spec.device == "cpu":
             torch.set_num_threads(self._cpus)
-        if resolve_weights(spec.clip).digest != self._job.weights_digest:
+        if resolve_weights(spec.clip, get_method(spec.method).Tower).digest != self._job.weights_digest:
             raise WeightsError(
                 f"the weights of {spec.clip} on {socket.gethostname()} are not those that the run was started with; "
                 "put the same file on every node"

@@ -17,7 +17,8 @@ from torch import nn
 from typing_extensions import Self
 
 from ovss_ray.errors import SettingError, explain_invalid
-from ovss_ray.models.vision import TowerShape
+from ovss_ray.models.tower import DenseTower, TowerShape
+from ovss_ray.models.vision import VisionTower
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabulary import Source, Vocabulary, load_vocabulary
 
@@ -80,6 +81,8 @@ class Segmenter(ABC):
     name: ClassVar[str]
     card: ClassVar[MethodCard]
     Settings: ClassVar[type[SegmenterSettings]]
+    Tower: ClassVar[type[DenseTower]] = VisionTower
+    """The kind of vision tower that the method's CLIP must have."""
 
     settings: SegmenterSettings
     device: torch.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Generic, Literal, cast
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ovss_ray.models.clip import ClipModel, load_clip, resolve_device, resolve_dtype
+from ovss_ray.models.vision import TowerT
 from ovss_ray.ops.labelling import LabelledPixels
 from ovss_ray.ops.resize import fitted_size, resize_levels
 from ovss_ray.ops.windows import padded_size
@@ -19,10 +20,11 @@ from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabulary import Vocabulary
 
 
-class ClipSegmenter(Segmenter):
-    """A method that runs one CLIP model."""
+class ClipSegmenter(Segmenter, Generic[TowerT]):
+    """A method that runs one CLIP model; one that does not read a vision transformer names its kind of tower twice,
+    in the brackets and as `Tower`."""
 
-    def __init__(self, clip: ClipModel, settings: SegmenterSettings) -> None:
+    def __init__(self, clip: ClipModel[TowerT], settings: SegmenterSettings) -> None:
         self.clip = clip
         self.tower = clip.vision
         self.settings = settings.resolve(clip.vision.shape)
@@ -38,7 +40,8 @@ class ClipSegmenter(Segmenter):
     ) -> Self:
         parsed = cls.parse_settings(settings)
         where = resolve_device(device)
-        return cls(load_clip(clip, where, resolve_dtype(dtype, where)), parsed)
+        tower = cast("type[TowerT]", cls.Tower)
+        return cls(load_clip(clip, where, resolve_dtype(dtype, where), tower), parsed)
 
     @torch.inference_mode()
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:

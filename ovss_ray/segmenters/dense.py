@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Generic, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ovss_ray.errors import SettingError
-from ovss_ray.models.clip import ClipModel
-from ovss_ray.models.vision import TowerShape
+from ovss_ray.models.tower import TowerShape
+from ovss_ray.models.vision import TowerT
 from ovss_ray.ops.labelling import LabelRule, ScoreField, label_pixels
 from ovss_ray.ops.pamr import pamr
 from ovss_ray.ops.positional import PositionalPolicy
@@ -46,8 +46,9 @@ _CUDA_WINDOW_BATCH = 128
 _LOW_MEMORY_DIVISOR = 8
 
 
-class DenseSettings(SegmenterSettings):
-    """Settings of all dense methods. Lengths are in pixels of the resized image; None follows the model."""
+class WindowSettings(SegmenterSettings):
+    """Settings of dense methods whatever their tower. Lengths are in pixels of the resized image; None follows the
+    model."""
 
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"window_batch"})
 
@@ -77,9 +78,6 @@ class DenseSettings(SegmenterSettings):
     pad: int | Literal["patch"] = Field(
         default=0, description="Windows are padded to a multiple of this, or of the patch size; 0 drops the remainder."
     )
-    positional: PositionalPolicy | None = Field(
-        default=None, description="How positional embeddings are resampled to other grids; the method's own."
-    )
     pamr: int = Field(default=0, ge=0, le=100, description="Steps of pixel-adaptive mask refinement; 0 is off.")
     pamr_dilations: tuple[int, ...] = Field(
         default=(8, 16), min_length=1, description="Distances in pixels of the neighbours that PAMR looks at."
@@ -98,22 +96,16 @@ class DenseSettings(SegmenterSettings):
             raise ValueError("pamr_dilations must be positive numbers of pixels")
         return self
 
-    def own_positional(self) -> PositionalPolicy:
-        """The policy that belongs to the method's definition."""
-        return "dino_offset"
-
     def resolve(self, shape: TowerShape) -> Self:
-        """Fills in what follows the model (crop = its input size, stride = half the crop, short side = 1.5 x input
-        size) and the method (positional policy)."""
+        """Fills in what follows the model: crop = its input size, stride = half the crop, short side = 1.5 x input
+        size."""
         image_size = shape.image_size
         crop = image_size if self.crop is None else self.crop
         stride = self.stride or max(1, (crop or image_size) // 2)
         if crop and stride > crop:
             raise SettingError(f"stride = {stride} is larger than crop = {crop}, the model's input; set both")
         short_side = self.short_side or image_size * 3 // 2
-        positional = self.positional or self.own_positional()
-        filled = {"crop": crop, "stride": stride, "short_side": short_side, "positional": positional}
-        return self.model_copy(update=filled)
+        return self.model_copy(update={"crop": crop, "stride": stride, "short_side": short_side})
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         if self.area_thd and vocabulary.background is None:
@@ -121,6 +113,23 @@ class DenseSettings(SegmenterSettings):
                 f"area_thd = {self.area_thd}: the area rule needs a background class, and the vocabulary "
                 f"'{vocabulary.name}' has none; name one with background=, or leave area_thd at 0"
             )
+
+
+class DenseSettings(WindowSettings):
+    """Settings of dense methods that read a vision transformer."""
+
+    positional: PositionalPolicy | None = Field(
+        default=None, description="How positional embeddings are resampled to other grids; the method's own."
+    )
+
+    def own_positional(self) -> PositionalPolicy:
+        """The policy that belongs to the method's definition."""
+        return "dino_offset"
+
+    def resolve(self, shape: TowerShape) -> Self:
+        """Fills in what follows the model, and the positional policy, which follows the method."""
+        positional = self.positional or self.own_positional()
+        return super().resolve(shape).model_copy(update={"positional": positional})
 
 
 @dataclass(frozen=True)
@@ -133,15 +142,17 @@ class _Prepared:
     width: int
 
 
-class DenseSegmenter(ClipSegmenter):
+class DenseSegmenter(ClipSegmenter[TowerT], Generic[TowerT]):
     """A method that scores every patch of every window against every query."""
 
     Settings: ClassVar[type[SegmenterSettings]] = DenseSettings
-    settings: DenseSettings
+    settings: WindowSettings
 
-    def __init__(self, clip: ClipModel, settings: DenseSettings) -> None:
-        super().__init__(clip, settings)
-        self.positional = self.settings.positional or self.settings.own_positional()
+    @property
+    def positional(self) -> PositionalPolicy:
+        """How the tower's positional embeddings are resampled; only towers that have some are asked."""
+        assert isinstance(self.settings, DenseSettings)
+        return self.settings.positional or self.settings.own_positional()
 
     @abstractmethod
     def patch_embeddings(self, pixels: Tensor) -> Tensor:
