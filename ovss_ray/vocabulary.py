@@ -180,7 +180,7 @@ def _read_shipped(name: str, variant: str | None) -> tuple[str, str, ClassList, 
 
 
 def _read_file(path: str, variant: str | None) -> tuple[str, str, ClassList, bool]:
-    text = _read_text(path, "vocabulary file")
+    text = read_text(path, "vocabulary file")
     stem = Path(path.rsplit("/", 1)[-1]).stem
     if path.lower().endswith((".yaml", ".yml")):
         listed = parse_value(parse_yaml(text, path), path, variant)
@@ -214,7 +214,8 @@ def _is_path(source: Source, text: str) -> bool:
     return "," not in text and "\n" not in text and ("/" in text or Path(text).is_file())
 
 
-def _read_text(path: str, what: str) -> str:
+def read_text(path: str, what: str) -> str:
+    """The text of a local or remote file; `SettingError` calls it by `what` where it cannot be read."""
     try:
         with fsspec.open(path, "rb") as stream:
             return cast(bytes, stream.read()).decode("utf-8-sig")
@@ -303,7 +304,7 @@ def _load_templates(source: str | os.PathLike[str] | Sequence[str]) -> tuple[str
                 f"there is no template set '{path}', only {', '.join(known)}, or a .txt or .yaml file"
                 f"{nearest(path, known)}"
             )
-        origin, templates = path, _parse_templates(_read_text(path, "template file"), path)
+        origin, templates = path, _parse_templates(read_text(path, "template file"), path)
     return _check_templates(templates, origin)
 
 

@@ -114,7 +114,7 @@ def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
     weights = resolve_weights(spec.clip, method.Tower)
     settings = given.resolve(tower_shape(weights.architecture, method.Tower))
     settings.check_vocabulary(vocabulary)
-    check_query_lengths(vocabulary, weights.architecture)
+    check_query_lengths(settings.with_all_texts(vocabulary), weights.architecture)
     updates: dict[str, Any] = {
         "settings": settings.model_dump(mode="json"),
         "clip": weights.clip,

@@ -67,6 +67,10 @@ class SegmenterSettings(BaseModel):
         del shape
         return self
 
+    def with_all_texts(self, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary with every text that the method will encode among its queries; some add more than those."""
+        return vocabulary
+
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Raises `SettingError` if a setting asks for something that the vocabulary has not."""
 

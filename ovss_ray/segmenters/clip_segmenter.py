@@ -46,7 +46,7 @@ class ClipSegmenter(Segmenter, Generic[TowerT]):
     @torch.inference_mode()
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:
         self.settings.check_vocabulary(vocabulary)
-        self.clip.text.check_lengths(vocabulary)
+        self.clip.text.check_lengths(self.settings.with_all_texts(vocabulary))
         embeddings = self.clip.text.encode(vocabulary.queries, vocabulary.templates)
         return TextEmbeddings(
             embeddings=embeddings.cpu().numpy().astype(np.float32),

@@ -170,7 +170,7 @@ class DenseSegmenter(ClipSegmenter[TowerT], Generic[TowerT]):
 
         Args:
             pixels: as for `patch_embeddings`.
-            text: [Q, E] float32, unit rows.
+            text: [Q, E] float32, the embeddings of `TextEmbeddings`.
             query_class: class id of every query.
         """
         del query_class

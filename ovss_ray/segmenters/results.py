@@ -23,8 +23,9 @@ _OVERLAY_OPACITY = 0.55
 class TextEmbeddings:
     """An encoded vocabulary: small, picklable and free of torch, so that it can cross processes and be stored.
 
-    embeddings: [Q, E] float32, unit rows. query_class: [Q] int64, the class id of each query. extra: what a method
-    encodes beside the queries, by a name of its own; each [n, E] float32 with at least one row.
+    embeddings: [Q, E] float32, unit rows; shorter where a method mixes other texts in. query_class: [Q] int64, the
+    class id of each query. extra: what a method encodes beside the queries, by a name of its own; each [n, E] float32
+    with at least one row.
     """
 
     embeddings: NDArray[np.float32]
