@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,12 @@ class Segmentation:
             colors = opacity * colors + (1 - opacity) * image
         picture = Image.fromarray(np.round(colors).astype(np.uint8))
         return self._with_legend(picture)
+
+    def _repr_png_(self) -> bytes:
+        """The plot, as notebooks show it."""
+        png = io.BytesIO()
+        self.plot().save(png, "PNG")
+        return png.getvalue()
 
     def _with_legend(self, picture: Image.Image) -> Image.Image:
         ids, counts = np.unique(self.labels[self.labels < self.vocabulary.num_classes], return_counts=True)

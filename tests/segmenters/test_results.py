@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from ovss_ray.segmenters import Segmentation
 from ovss_ray.vocabulary import load_vocabulary
@@ -41,3 +44,9 @@ def test_the_plot_blends_with_the_image_and_leaves_unlabelled_pixels_alone(segme
     assert tuple(picture[20, 10]) == (160, 90, 90)
     with pytest.raises(ValueError, match=r"the image has shape \(40, 61, 3\), the label map is 40 x 60"):
         segmentation.plot(np.zeros((40, 61, 3), np.uint8))
+
+
+def test_a_notebook_shows_the_plot(segmentation: Segmentation) -> None:
+    shown = Image.open(io.BytesIO(segmentation._repr_png_()))
+    assert shown.format == "PNG"
+    assert np.array_equal(np.asarray(shown), np.asarray(segmentation.plot()))
