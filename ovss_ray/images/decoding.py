@@ -100,10 +100,7 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError("too_large", f"{width} x {height} pixels, over the limit of {max_pixels} pixels")
-            rgb = _to_rgb(image)
-            # Asked for after the pixels: the TIFF plugin turns the image itself and then drops the tag.
-            upright = _UPRIGHT.get(_orientation(image))
-            return np.array(rgb if upright is None else rgb.transpose(upright))
+            return upright_rgb(image)
     except ImageError:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
@@ -113,6 +110,14 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
         if _NOT_OURS.search(reason):
             raise ImageError("unsupported", f"{kind} of a kind that cannot be read: {reason}") from error
         raise ImageError("corrupt", f"damaged {kind}: {reason}") from error
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """An image that Pillow has open, by the rules of `decode_image`: a copy, uint8 [H, W, 3]; Pillow's errors pass."""
+    rgb = _to_rgb(image)
+    # Asked for after the pixels: the TIFF plugin turns the image itself and then drops the tag.
+    upright = _UPRIGHT.get(_orientation(image))
+    return np.array(rgb if upright is None else rgb.transpose(upright))
 
 
 def _why_no_image(kind: str | None, data: bytes) -> tuple[str, str]:
@@ -125,8 +130,8 @@ def _why_no_image(kind: str | None, data: bytes) -> tuple[str, str]:
     return "unsupported", f"not an image: begins with {data[:8].hex(' ')}"
 
 
-def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
-    deep_colour = any(";16" in str(tile.args) for tile in image.tile)  # read before load() empties the tiles
+def _to_rgb(image: Image.Image) -> Image.Image:
+    deep_colour = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))  # load() empties the tiles
     image.load()
     grey = _deep_grey(image)
     if grey is not None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 from typing_extensions import Self
@@ -131,8 +130,8 @@ class Segmenter(ABC):
         """Labels every pixel of an image, or of several that are processed together.
 
         Args:
-            images: a uint8 RGB array [H, W, 3] or a Pillow image (any mode, turned upright), of any size; or a list of
-                such.
+            images: a uint8 RGB array [H, W, 3] or a Pillow image (of any mode, read as a run reads its file), of any
+                size; or a list of such.
             text: "cat,dog" or anything else that `load_vocabulary` takes, which is encoded at its first use; or what
                 `encode_vocabulary` of a segmenter with the same model gave.
             low_memory: takes smaller steps, so that a single large image may still fit; labels stay the same.
@@ -173,7 +172,9 @@ class Segmenter(ABC):
 
 
 def _pixels(image: PillowImage.Image) -> Image:
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    from ovss_ray.images.decoding import upright_rgb  # the rules of a run, which only this door needs
+
+    return upright_rgb(image)
 
 
 def check_images(images: Sequence[Image]) -> None:
@@ -182,7 +183,7 @@ def check_images(images: Sequence[Image]) -> None:
         raise ValueError("segment() needs at least one image")
     for index, image in enumerate(images):
         if not isinstance(image, np.ndarray):
-            raise ValueError(f"image {index} is a {type(image).__name__}; give NumPy arrays, uint8 [H, W, 3]")
+            raise ValueError(f"image {index} is a {type(image).__name__}; give Pillow images or uint8 arrays [H, W, 3]")
         if image.dtype != np.uint8:
             raise ValueError(f"image {index} has dtype {image.dtype}; give uint8 RGB, 0..255")
         if image.ndim != 3 or image.shape[2] != 3:

@@ -224,7 +224,7 @@ def test_refinement_by_pamr_keeps_the_interface(method, clip, vocabulary, images
         ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8)], "image 1 has shape"),
         ([np.zeros((4, 4, 3), np.float32)], "dtype float32; give uint8 RGB"),
         ([np.zeros((0, 4, 3), np.uint8)], "no pixels"),
-        ([[[0, 0, 0]]], "is a list; give NumPy arrays"),
+        ([[[0, 0, 0]]], "is a list; give Pillow images or uint8 arrays"),
     ],
 )
 def test_other_inputs_are_refused(method, clip, vocabulary, broken, message) -> None:
