@@ -41,6 +41,13 @@ def clip_for(tiny_clip: open_clip.CLIP) -> Callable[[str], torch.nn.Module]:
 
 
 @pytest.fixture(scope="session")
+def deep_clip_for(clip_for: Callable[[str], torch.nn.Module]) -> Callable[[str], torch.nn.Module]:
+    """As `clip_for`, with 12 blocks, as the vision transformers have for which most methods were published."""
+    deep = tiny_models.build(layers=12)
+    return lambda method: clip_for(method) if method in OTHER_MODELS else deep
+
+
+@pytest.fixture(scope="session")
 def vocabulary() -> Vocabulary:
     """Four classes, one with synonyms, the last one the background."""
     return load_vocabulary(
