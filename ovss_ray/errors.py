@@ -107,7 +107,9 @@ def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str
         return SettingError(f"{source}: setting {name!r} is missing")
     # A union reports one error per member: what is allowed is any of them.
     alternatives = dict.fromkeys(_allowed(item["msg"]) for item in report if item["loc"][:1] == first["loc"][:1])
-    return SettingError(f"{source}: {name} = {first['input']!r}: {', or '.join(alternatives)}")
+    value = repr(first["input"])
+    value = value if len(value) <= 200 else f"{value[:200]}..."
+    return SettingError(f"{source}: {name} = {value}: {', or '.join(alternatives)}")
 
 
 def explain_yaml(error: YAMLError) -> str:

@@ -45,7 +45,7 @@ _MIDDLE_BLOCKS = (6, 7, 9)
 
 
 class ITACLIPSettings(DenseSettings):
-    """Settings of ITACLIP; the authors' names of `img_eng` and `alpha` are img_eng and def_coefficient."""
+    """Settings of ITACLIP; the authors' code calls `alpha` def_coefficient, and the paper calls `img_eng` lambda."""
 
     views: tuple[View, ...] = Field(
         default=("original", "grayscale", "blur", "vertical_flip", "horizontal_flip"),
@@ -56,7 +56,7 @@ class ITACLIPSettings(DenseSettings):
         default=0.75,
         ge=0,
         le=1,
-        description="Share of original, grayscale and blur in the average, the paper's lambda; flips have the rest.",
+        description="Share of original, grayscale and blur in the average; flips have the rest.",
     )
     aux_texts: dict[str, str] | None = Field(
         default=None,
