@@ -48,43 +48,46 @@ def semantic_feedback(
         [B, n, n] float32 with n = h * w; rows sum to 1.
     """
     batch, height, width = labels.shape
-    flat = labels.flatten(1)
-    patches = height * width
-    feedback = torch.empty(batch, patches, patches, device=labels.device)
-    chunk = max(1, _CHUNK_ELEMENTS // (batch * patches))
-    for starts in torch.split(torch.arange(patches, device=labels.device), chunk):
-        rows = (flat[:, starts, None] == flat[:, None]).float()
+    labels = labels.int()
+    feedback = torch.empty(batch, height, width, height * width, device=labels.device)
+    chunk = max(1, _CHUNK_ELEMENTS // (batch * height * width * width))
+    for rows in torch.split(torch.arange(height, device=labels.device), chunk):
+        belonging = (labels[:, rows, None, :, None] == labels[:, None, :, None, :]).float()
         if decay_by_path:
-            distance = _chessboard_distance(starts, (height, width))
-            decay = torch.exp(-distance / _longest_distance((height, width)))
-            rows *= torch.where(_path_stays(labels, starts, distance, full_path), 1.0, decay)
-        blurred = _blur(rows, sigma)
-        feedback[:, starts] = blurred / (blurred.sum(-1, keepdim=True) + 1e-8)
-    return feedback
+            distance = _chessboard_distance(rows, height, width)
+            decay = torch.exp(-distance / _longest_distance(height, width))
+            belonging *= torch.where(_path_stays(labels, rows, distance, full_path), 1.0, decay)
+        blurred = _blur(belonging.transpose(2, 3).flatten(3), sigma)
+        feedback[:, rows] = blurred / (blurred.sum(-1, keepdim=True) + 1e-8)
+    return feedback.flatten(1, 2)
 
 
-def _longest_distance(grid: tuple[int, int]) -> int:
-    return max(*grid, 2) - 1  # one for a single patch, too: it is a divisor
+# Below, pairs of patches are laid out [c, h, w, w]: row of the first (some of the grid's rows), row of the second, column
+# of the first, column of the second. The rows that a line visits follow from the two rows, its columns from the columns.
 
 
-def _chessboard_distance(starts: Tensor, grid: tuple[int, int]) -> Tensor:
-    """From some patches, given by their row-major index [c], to all: [c, n] int64."""
-    everywhere = torch.arange(grid[0] * grid[1], device=starts.device)
-    down = everywhere // grid[1] - (starts // grid[1])[:, None]
-    across = everywhere % grid[1] - (starts % grid[1])[:, None]
-    return torch.maximum(down.abs(), across.abs())
+def _longest_distance(height: int, width: int) -> int:
+    return max(height, width, 2) - 1  # one for a single patch, too: it is a divisor
 
 
-def _path_stays(labels: Tensor, starts: Tensor, distance: Tensor, full_path: bool) -> Tensor:
-    """Whether the lines from some patches [c] to all meet no other label: [B, c, n] bool."""
+def _chessboard_distance(rows: Tensor, height: int, width: int) -> Tensor:
+    """The distances of all pairs whose first patch is in these rows [c]: [c, h, w, w] int64."""
+    down, across = (torch.arange(size, device=rows.device) for size in (height, width))
+    vertical, horizontal = (rows[:, None] - down).abs(), (across[:, None] - across).abs()
+    return torch.maximum(vertical[:, :, None, None], horizontal)
+
+
+def _path_stays(labels: Tensor, rows: Tensor, distance: Tensor, full_path: bool) -> Tensor:
+    """Whether the lines from the patches in some rows [c] to all patches meet no other label: [B, c, h, w, w] bool."""
     _, height, width = labels.shape
-    flat = labels.flatten(1)
-    steps = _longest_distance((height, width))
+    steps = _longest_distance(height, width)
     down, across = (_line_positions(size, steps, labels.device) for size in (height, width))
+    own = labels[:, rows, None, :, None]
     stays = torch.ones(len(labels), *distance.shape, dtype=torch.bool, device=labels.device)
     for step in range(steps + 1):
-        visited = down[step, starts // width, :, None] * width + across[step, starts % width, None]
-        unbroken = flat[:, visited.flatten(1)] == flat[:, starts, None]
+        in_column = labels.index_select(2, across[step].flatten())
+        visited = in_column.index_select(1, down[step, rows].flatten()).view_as(stays)
+        unbroken = visited == own
         stays &= unbroken if full_path else unbroken | (distance < step)
     return stays
 

@@ -80,7 +80,7 @@ def test_windows_and_rows_do_not_meet(monkeypatch: pytest.MonkeyPatch, rng: np.r
     labels[1] = 0
     together = semantic_feedback(labels)
     assert torch.equal(together, torch.cat([semantic_feedback(one[None]) for one in labels]))
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 7 * 40 * 3)
+    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 2 * 3 * 5 * 8 * 8)
     assert torch.equal(together, semantic_feedback(labels))
 
 
