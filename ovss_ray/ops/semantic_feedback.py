@@ -62,8 +62,8 @@ def semantic_feedback(
     return feedback.flatten(1, 2)
 
 
-# Below, pairs of patches are laid out [c, h, w, w]: row of the first (some of the grid's rows), row of the second, column
-# of the first, column of the second. The rows that a line visits follow from the two rows, its columns from the columns.
+# Below, pairs of patches are laid out [c, h, w, w]: row of the first (some of the grid's), row of the second, column of
+# the first, column of the second. The rows that a line visits follow from the two rows, its columns from the columns.
 
 
 def _longest_distance(height: int, width: int) -> int:
