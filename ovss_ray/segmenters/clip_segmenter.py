@@ -19,6 +19,13 @@ from ovss_ray.segmenters.base import Image, Segmenter, SegmenterSettings, check_
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabulary import Vocabulary
 
+_CPU_STRIP_SCORES = 1 << 21
+_CUDA_STRIP_SCORES = 1 << 26
+_CPU_WINDOW_BATCH = 16
+_CUDA_WINDOW_BATCH = 128
+LOW_MEMORY_DIVISOR = 8
+"""How much smaller the steps of `low_memory` are."""
+
 
 class ClipSegmenter(Segmenter, Generic[TowerT]):
     """A method that runs one CLIP model; one that does not read a vision transformer names its kind of tower twice,
@@ -75,6 +82,16 @@ class ClipSegmenter(Segmenter, Generic[TowerT]):
             check_text(text, self.tower.embed_dim)
             self._last_text = (text, torch.from_numpy(text.embeddings).to(self.device, torch.float32))
         return self._last_text[1]
+
+    def window_batch(self, asked: int | None, low_memory: bool) -> int:
+        """How many windows go through the tower together."""
+        batch = asked or (_CUDA_WINDOW_BATCH if self.device.type == "cuda" else _CPU_WINDOW_BATCH)
+        return max(1, batch // LOW_MEMORY_DIVISOR) if low_memory else batch
+
+    def strip_scores(self, low_memory: bool) -> int:
+        """How many scores at full resolution are held at one time."""
+        scores = _CUDA_STRIP_SCORES if self.device.type == "cuda" else _CPU_STRIP_SCORES
+        return scores // LOW_MEMORY_DIVISOR if low_memory else scores
 
     def segmentation(self, pixels: LabelledPixels, vocabulary: Vocabulary) -> Segmentation:
         """Labelled pixels as what `segment` gives."""

@@ -39,12 +39,6 @@ from ovss_ray.segmenters.clip_segmenter import ClipSegmenter
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabulary import Vocabulary
 
-_CPU_STRIP_SCORES = 1 << 21
-_CUDA_STRIP_SCORES = 1 << 26
-_CPU_WINDOW_BATCH = 16
-_CUDA_WINDOW_BATCH = 128
-_LOW_MEMORY_DIVISOR = 8
-
 
 class WindowSettings(SegmenterSettings):
     """Settings of dense methods whatever their tower. Lengths are in pixels of the resized image; None follows the
@@ -183,9 +177,7 @@ class DenseSegmenter(ClipSegmenter[TowerT], Generic[TowerT]):
         rule = self._rule(text)
         prepared = [self._prepare(image) for image in images]
         maps = self._window_maps(prepared, queries, text.vocabulary.query_class, low_memory)
-        strip_scores = _CUDA_STRIP_SCORES if self.device.type == "cuda" else _CPU_STRIP_SCORES
-        if low_memory:
-            strip_scores //= _LOW_MEMORY_DIVISOR
+        strip_scores = self.strip_scores(low_memory)
         results = []
         for item, windows in zip(prepared, maps, strict=True):
             pixels = label_pixels(self._full_resolution(item, windows), rule, strip_scores)
@@ -219,9 +211,7 @@ class DenseSegmenter(ClipSegmenter[TowerT], Generic[TowerT]):
         self, prepared: Sequence[_Prepared], text: Tensor, query_class: Sequence[int], low_memory: bool
     ) -> list[Tensor]:
         """Patch scores [n, Q, h, w] of the windows of each image; windows of one shape go through together."""
-        batch = self.settings.window_batch or (_CUDA_WINDOW_BATCH if self.device.type == "cuda" else _CPU_WINDOW_BATCH)
-        if low_memory:
-            batch = max(1, batch // _LOW_MEMORY_DIVISOR)
+        batch = self.window_batch(self.settings.window_batch, low_memory)
         by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, item in enumerate(prepared):
             by_shape[item.grid.shape].append(index)
