@@ -18,7 +18,12 @@ Weights = Callable[[Tensor, Tensor], Tensor]
 
 
 def entering_last_block(model: Any, pixels: Tensor) -> Tensor:
-    """The tokens [B, N, D] that enter the last block of open_clip's own forward pass, on any grid.
+    """The tokens [B, N, D] that enter the last block of open_clip's own forward pass, on any grid."""
+    return entering_blocks(model, pixels)[-1]
+
+
+def entering_blocks(model: Any, pixels: Tensor) -> list[Tensor]:
+    """The tokens [B, N, D] that enter each block of open_clip's own forward pass, on any grid.
 
     Positions are resampled as in SCLIP's code: bicubic, by the factors (h + 0.1) / G and (w + 0.1) / G.
     """
@@ -32,9 +37,10 @@ def entering_last_block(model: Any, pixels: Tensor) -> Tensor:
         square = F.interpolate(square, scale_factor=factors, mode="bicubic", recompute_scale_factor=False)
         visual.positional_embedding = nn.Parameter(torch.cat([table[:1], square.flatten(2)[0].T]))
     seen: list[Tensor] = []
-    visual.transformer.resblocks[-1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    for block in visual.transformer.resblocks:
+        block.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     visual(pixels)
-    return seen[0]
+    return seen
 
 
 def explicit_last_block(model: Any, pixels: Tensor, weights: Weights, *, residual: bool, mlp: bool) -> Tensor:
