@@ -14,7 +14,7 @@ from ovss_ray.version import __version__
 if TYPE_CHECKING:
     from ovss_ray.labels.reading import open_run
     from ovss_ray.run.driver import run_job
-    from ovss_ray.segmenters import Segmentation, Segmenter, load_segmenter, method_names
+    from ovss_ray.segmenters import Segmentation, Segmenter, load_protocol, load_segmenter, method_names
     from ovss_ray.spec import JobSpec
     from ovss_ray.vocabulary import Vocabulary, load_vocabulary
 
@@ -25,6 +25,7 @@ __all__ = [
     "Segmenter",
     "Vocabulary",
     "__version__",
+    "load_protocol",
     "load_segmenter",
     "load_vocabulary",
     "method_names",
@@ -37,6 +38,7 @@ _HOMES = {
     "Segmentation": "ovss_ray.segmenters",
     "Segmenter": "ovss_ray.segmenters",
     "Vocabulary": "ovss_ray.vocabulary",
+    "load_protocol": "ovss_ray.segmenters",
     "load_segmenter": "ovss_ray.segmenters",
     "load_vocabulary": "ovss_ray.vocabulary",
     "method_names": "ovss_ray.segmenters",

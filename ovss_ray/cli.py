@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from ovss_ray.catalogue import print_methods, print_protocols
 from ovss_ray.errors import OvssError
 from ovss_ray.flags import HOW, JOB_FLAGS, LISTING, parse_storage_options, with_flags
 from ovss_ray.run.logs import LogSettings, configure_logging, logs_json
@@ -328,20 +329,14 @@ def _counts(statuses: dict[str, int]) -> str:
 
 
 @app.command()
-def methods(as_json: AsJson = False) -> None:
-    """The segmenters: paper, idea, cost and published mIoU (percent)."""
-    from ovss_ray.segmenters import get_method, method_names
-
-    cards = {name: get_method(name).card for name in method_names()}
-    if as_json:
-        say(json.dumps({name: asdict(card) for name, card in cards.items()}, indent=1))
-        return
-    table = Table("method", "paper", "idea", "training-free", "passes", "mIoU as published", show_lines=True)
-    for name, card in cards.items():
-        scores = ", ".join(f"{benchmark} {value:g}" for benchmark, value in card.published.items())
-        table.add_row(name, f"{card.paper} ({card.venue})", card.idea, "yes" if card.training_free else "no",
-                      str(card.passes), scores or "-")  # fmt: skip
-    out.print(table)
+def methods(
+    protocols: Annotated[
+        bool, typer.Option("--protocols", help="The published settings of each on each benchmark, for --protocol.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The segmenters: paper, idea, cost and published mIoU (percent); or with --protocols how they were run."""
+    (print_protocols if protocols else print_methods)(as_json)
 
 
 @app.command()

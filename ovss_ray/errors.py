@@ -99,7 +99,9 @@ def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str
     report = error.errors(include_url=False)
     # A misspelt name is reported before the setting that is missing because of it.
     first = next((item for item in report if item["type"] == "extra_forbidden"), report[0])
-    name = ".".join(str(part) for part in first["loc"][:1]) or "job"
+    if not first["loc"]:  # about several fields together
+        return SettingError(f"{source}: {_allowed(first['msg'])}")
+    name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         hint = nearest(name, fields) or f"; known settings: {', '.join(fields)}"
         return SettingError(f"{source}: unknown setting {name!r}{hint}")

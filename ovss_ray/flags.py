@@ -16,7 +16,7 @@ from ovss_ray.spec import JobSpec
 Panels = Mapping[str, tuple[str, ...]]
 
 JOB_FLAGS: Panels = {
-    "What to label with": ("classes", "background", "templates"),
+    "What to label with": ("protocol", "classes", "background", "templates"),
     "Method": ("method", "settings", "clip", "device", "dtype"),
     "Images": ("extensions", "uri_column", "image_column", "keep_columns", "limit", "sample", "max_pixels"),
     "Output": ("label_map", "shard_size"),

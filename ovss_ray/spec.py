@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ovss_ray.errors import SettingError, explain_invalid, explain_yaml, nearest
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
 from ovss_ray.images.listing import DEFAULT_EXTENSIONS
+from ovss_ray.segmenters.protocols import load_protocol
 
 Auto = Literal["auto"]
 LogFormat = Literal["text", "json"]
@@ -36,6 +37,11 @@ class JobSpec(BaseModel):
     run: str = Field(
         min_length=1,
         description="Run directory to create or continue; local or object storage.",
+    )
+    protocol: str | None = Field(
+        default=None,
+        description="Published protocol, such as sclip/voc21: method, classes, templates and settings, where no others "
+        "are given; `ovss-ray methods --protocols` lists them.",
     )
     classes: str | list[str] | dict[str, Any] = Field(
         description='Vocabulary: "cat,dog,grass", a text or YAML file, or a shipped name such as voc21.'
@@ -145,6 +151,20 @@ class JobSpec(BaseModel):
         default_factory=dict,
         description="fsspec options per protocol, e.g. {s3: {endpoint_url: ...}}; never written to the run directory.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_protocol(cls, values: Any) -> Any:
+        """What is given wins, so that a stored job, which has all of it, stays as it is."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("protocol"), str):
+            return values
+        protocol = load_protocol(values["protocol"])
+        method = values.get("method", protocol.method)
+        if method != protocol.method:
+            raise SettingError(f"protocol {protocol.name} is for method {protocol.method}, not {method}; leave out one")
+        filled = {"method": method, "classes": protocol.classes, "templates": protocol.templates, **values}
+        settings = values.get("settings", {})
+        return {**filled, "settings": {**protocol.settings, **settings}} if isinstance(settings, Mapping) else filled
 
     @field_validator("shard_size", "workers", "decode_threads")
     @classmethod

@@ -194,3 +194,13 @@ def test_methods_are_listed_with_their_papers() -> None:
     assert {"clipbase", "maskclip"} <= cards.keys()
     assert cards["maskclip"]["published"]
     assert "maskclip" in ovss_ray("methods").stdout
+
+
+def test_protocols_are_listed_one_a_line() -> None:
+    records = json.loads(ovss_ray("methods", "--protocols", "--json").stdout)
+    assert records["sclip/voc21"]["settings"]["logit_scale"] == 65
+    lines = ovss_ray("methods", "--protocols").stdout.splitlines()
+    assert [line.split()[0] for line in lines[: len(records)]] == list(records)
+    (line,) = (line for line in lines if line.startswith("clearclip/voc21"))
+    assert line.split()[1:3] == ["voc21:clearclip", "imagenet_80"]
+    assert "prob_thd=0.5" in line

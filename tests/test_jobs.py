@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ovss_ray.errors import SettingError
 from ovss_ray.run.job import resolve
-from ovss_ray.segmenters import get_method
+from ovss_ray.segmenters import get_method, load_protocol
 from ovss_ray.spec import JobSpec
 from ovss_ray.vocabulary import load_vocabulary
 
@@ -72,6 +73,53 @@ def test_a_wrong_job_file_gets_one_sentence(tmp_path: Path, text: str, said: str
     with pytest.raises(SettingError, match=said) as caught:
         JobSpec.from_file(job)
     assert "\n" not in str(caught.value)
+
+
+def test_a_protocol_sets_what_is_not_given() -> None:
+    spec = _following("sclip/voc21")
+    assert (spec.method, spec.classes, spec.templates) == ("sclip", "voc21", "imagenet_80")
+    assert spec.settings == load_protocol("sclip/voc21").settings
+
+
+def test_what_is_given_wins_over_the_protocol_setting_by_setting() -> None:
+    spec = _following("sclip/voc21", method="sclip", classes="cat,dog", settings={"area_thd": 0, "pamr": 10})
+    assert (spec.classes, spec.templates) == ("cat,dog", "imagenet_80")
+    assert spec.settings == {**load_protocol("sclip/voc21").settings, "area_thd": 0, "pamr": 10}
+
+
+def test_a_stored_job_is_not_changed_by_its_protocol() -> None:
+    spec = _following("sclip/voc21", settings={"logit_scale": 50, "crop": 0})
+    assert JobSpec.build(spec.model_dump(mode="json"), source="run.json") == spec
+
+
+def test_a_protocol_of_a_file_and_flags_beside_it(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("input: photos\nrun: out\nprotocol: sclip/voc21\nsettings: {crop: 0}\n")
+    spec = JobSpec.from_file(job, protocol="naclip/voc20:pamr", settings={"pamr": 5})
+    assert (spec.method, spec.classes) == ("naclip", "voc20")
+    assert spec.settings == {**load_protocol("naclip/voc20:pamr").settings, "crop": 0, "pamr": 5}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"protocol": "sclip/voc2012"}, "test: there is no protocol 'sclip/voc2012'; .*did you mean 'voc2[01]'"),
+        ({"protocol": 21}, "test: protocol = 21: should be a valid string"),
+        (
+            {"protocol": "sclip/voc21", "method": "naclip"},
+            "test: protocol sclip/voc21 is for method sclip, not naclip;",
+        ),
+        ({"protocol": "sclip/voc21", "settings": "crop"}, "test: settings = 'crop': should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_protocol_gets_one_sentence(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingError, match=said) as caught:
+        JobSpec.build({"input": "photos", "run": "out", **fields}, source="test")
+    assert "\n" not in str(caught.value)
+
+
+def _following(protocol: str, **fields: Any) -> JobSpec:
+    return JobSpec.build({"input": "photos", "run": "out", "protocol": protocol, **fields}, source="test")
 
 
 def test_a_missing_job_file_suggests_its_neighbour(tmp_path: Path) -> None:

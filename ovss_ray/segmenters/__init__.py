@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ovss_ray.segmenters.protocols import Protocol, load_protocol, protocol_names
 from ovss_ray.segmenters.registry import METHODS, get_method, load_segmenter, method_names
 
 if TYPE_CHECKING:
@@ -19,13 +20,16 @@ __all__ = [
     "DenseSegmenter",
     "DenseSettings",
     "MethodCard",
+    "Protocol",
     "Segmentation",
     "Segmenter",
     "TextEmbeddings",
     "WeightsInfo",
     "get_method",
+    "load_protocol",
     "load_segmenter",
     "method_names",
+    "protocol_names",
     "resolve_dtype",
     "resolve_weights",
 ]
