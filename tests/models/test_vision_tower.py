@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ovss_ray.models.vision import VisionTower
+from ovss_ray.models.vision import TowerShape, VisionTower
 from ovss_ray.ops.attention import attend, merge_heads
 from tests import tiny_models
 
@@ -48,6 +48,52 @@ def test_the_block_in_pieces_is_the_block(tower: VisionTower, pixels: torch.Tens
     torch.testing.assert_close(
         tower.readout(x, 2, attend(q, k, v), residual=True, mlp=True), tower.block(x, 2), atol=1e-5, rtol=1e-4
     )
+
+
+def test_queries_keys_and_values_are_projections_of_the_normed_tokens(model, tower: VisionTower) -> None:  # type: ignore[no-untyped-def]
+    x = torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(1))
+    block = model.visual.transformer.resblocks[1]
+    normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    normed = normed * block.ln_1.weight + block.ln_1.bias
+    torch.testing.assert_close(tower.normed(x, 1), normed, atol=1e-5, rtol=1e-4)
+    for part, got, again in zip(range(3), tower.qkv(x, 1), tower.project_qkv(tower.normed(x, 1), 1), strict=True):
+        assert got.shape == (2, 3, 7, 16)
+        assert torch.equal(got, again)
+        rows = slice(part * 48, (part + 1) * 48)
+        expected = normed @ block.attn.in_proj_weight[rows].T + block.attn.in_proj_bias[rows]
+        for head in range(3):
+            torch.testing.assert_close(got[:, head], expected[:, :, 16 * head : 16 * head + 16], atol=1e-4, rtol=1e-3)
+
+
+def test_blocks_count_from_either_end(tower: VisionTower, pixels: torch.Tensor) -> None:
+    x = tower.embed(pixels, "bicubic")
+    assert torch.equal(tower.normed(x, -1), tower.normed(x, 3))
+    assert torch.equal(tower.trunk(pixels, "bicubic").tokens, tower.trunk(pixels, "bicubic", until=3).tokens)
+    assert torch.equal(tower.trunk(pixels, "bicubic", until=0).tokens, x)
+
+
+@pytest.mark.parametrize(
+    ("depth", "published", "expected"),
+    [
+        (12, (6, 7, 9), (6, 7, 9)),
+        (12, (9, 6, 6), (6, 9)),
+        (24, (6, 7, 9), (6, 7, 9)),
+        (6, (0, 11), (0, 5)),
+        (6, (5, 6, 7, 8), (2, 3, 4)),
+        (4, (6, 7, 9), (2,)),
+        (4, range(12), (0, 1, 2, 3)),
+        (2, (3, 10), (0, 1)),
+        (1, (3, 10), (0,)),
+        (4, (), ()),
+    ],
+)
+def test_published_blocks_are_scaled_for_shallower_towers(depth: int, published, expected) -> None:  # type: ignore[no-untyped-def]
+    assert TowerShape(64, 8, depth).blocks_like(published) == expected
+
+
+def test_published_blocks_of_other_depths() -> None:
+    assert TowerShape(64, 8, 12).blocks_like((0, 8, 23), depth=24) == (0, 4, 11)
+    assert TowerShape(64, 8, 24).blocks_like((0, 8, 23), depth=24) == (0, 8, 23)
 
 
 def test_the_flags_of_the_readout(model, tower: VisionTower, pixels: torch.Tensor) -> None:  # type: ignore[no-untyped-def]
