@@ -1,18 +1,18 @@
 """SC-CLIP: anomalous tokens repaired, and middle features that steer smoothing and attention.
 
 Bai et al., "Self-Calibrated CLIP for Training-Free Open-Vocabulary Segmentation" (IEEE TIP 2025), SuleBai/SC-CLIP. Some
-tokens that enter the last block are outliers that draw attention from all others: they are replaced by the mean of their
-neighbours. Features of a middle block, which still tell what belongs together, then smooth what enters the last block
-and share its attention with key-key similarity; those of an early block smooth its output. A second pass through the
-same attention adds the sum of several blocks. The last block sees patches only; its residual and MLP go, but part of
-the class token that enters it is added to every patch.
+tokens that enter the last block are outliers that draw attention from all others: they are replaced by the mean of
+their neighbours. Features of a middle block, which still tell what belongs together, then smooth what enters the last
+block and share its attention with key-key similarity; those of an early block smooth its output. A second pass through
+the same attention adds the sum of several blocks. The last block sees patches only; its residual and MLP go, but part
+of the class token that enters it is added to every patch.
 
 Cost: one pass of CLIP, whose last attention runs twice, and some n x n matrices for the n patches of a window.
 
 Deviations from the released code: it takes one window at a time, this any number, each by itself. It finds the row of a
 patch with the number of rows instead of columns, which is right on square grids only; here it is right on all. Windows
-with no more patches than `neighbours` stop it, and so do identical tokens; here they have no anomalies. One
-state of the code takes the ten patches of largest norm instead of outliers; its authors found both to score the same.
+with no more patches than `neighbours` stop it, and so do identical tokens; here they have no anomalies. One state of
+the code takes the ten patches of largest norm instead of outliers; its authors found both to score the same.
 """
 
 from __future__ import annotations
