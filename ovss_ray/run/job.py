@@ -135,8 +135,8 @@ def with_dtype(resolved: ResolvedSpec, device: str) -> ResolvedSpec:
 def identity(resolved: ResolvedSpec, manifest: Manifest) -> dict[str, Any]:
     """Everything that changes the labels, field by field; its hash is the fingerprint.
 
-    Batch size, number of workers, retries, devices and credentials are not in it. Nor is the name of a protocol: what it
-    stands for is, so that the same settings spelled out give the same fingerprint.
+    Batch size, number of workers, retries, devices and credentials are not in it. Nor is the name of a protocol:
+    what it stands for is, so that the same settings spelled out give the same fingerprint.
     """
     spec = resolved.spec
     return {
