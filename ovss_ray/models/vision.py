@@ -192,6 +192,10 @@ class VisionTower(DenseTower):
         out: Tensor = visual.ln_post(tokens) @ visual.proj
         return out
 
+    def last_parts(self) -> tuple[nn.Module, nn.Module, Tensor]:
+        """The last block, the final LayerNorm and the projection: to be copied, never changed."""
+        return self._blocks[-1], self._visual.ln_post, self._visual.proj
+
     def patch_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Drops the class token and lays the patches out: [B, 1 + h * w, E] to [B, h, w, E]."""
         return tokens[:, 1:].reshape(len(tokens), *grid, -1)

@@ -152,3 +152,35 @@ def _struck_classes(field: ScoreField, rule: LabelRule, max_elements: int) -> Te
     if rule.background is not None:
         foreground[rule.background] = False
     return foreground & (areas <= rule.area_thd * areas[foreground].sum())
+
+
+def label_by_share(
+    field: ScoreField, class_ids: Sequence[int], max_elements: int, background: int | None = None
+) -> LabelledPixels:
+    """Labels every pixel with the class whose score is largest, for scores that are no probabilities.
+
+    Confidence is the best score's share of the sum of all scores (of a sum of 0, an equal share), margin its lead over
+    the second best share.
+
+    Args:
+        field: [K] maps of scores, not negative.
+        class_ids: the class of each map.
+        max_elements: scores held at one time; bounds memory, does not change the result.
+        background: a class whose score is 1 minus the largest of the others; None for no such class.
+    """
+    height, width = field.shape
+    labels = torch.empty(height, width, dtype=torch.int32, device=field.maps.device)
+    confidence = torch.empty(height, width, device=field.maps.device)
+    margin = torch.empty_like(confidence)
+    ids = torch.tensor([*([] if background is None else [background]), *class_ids], device=field.maps.device)
+    for top, scores in field.strips(max_elements):
+        if background is not None:
+            scores = torch.cat([1 - scores.amax(0, keepdim=True), scores])
+        total = scores.sum(0)
+        shares = torch.where(total > 0, scores / total, 1 / len(scores))
+        rows = slice(top, top + scores.shape[1])
+        best = shares.argmax(0)
+        first = shares.amax(0)
+        second = shares.scatter(0, best[None], 0).amax(0)
+        labels[rows], confidence[rows], margin[rows] = ids[best].int(), first, first - second
+    return LabelledPixels(labels, confidence, margin)
