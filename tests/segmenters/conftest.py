@@ -14,7 +14,7 @@ from ovss_ray.vocabulary import Vocabulary, load_vocabulary
 from tests import tiny_models
 
 # Models of methods that do not run on the tiny vision transformer: 64 x 64 pixels, 24 joint dimensions as well.
-OTHER_MODELS: dict[str, Callable[[], torch.nn.Module]] = {}
+OTHER_MODELS: dict[str, Callable[[], torch.nn.Module]] = {"convclip": tiny_models.build_conv}
 
 
 @pytest.fixture(scope="session", autouse=True)

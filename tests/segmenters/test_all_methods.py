@@ -289,7 +289,7 @@ def test_overlong_queries_are_refused_before_anything_is_encoded(method, clip) -
     [
         ({"shortside": 10}, "unknown setting 'shortside'; did you mean 'short_side'?"),
         ({"prob_thd": 2}, "prob_thd = 2"),
-        ({"positional": "cubic"}, "positional = 'cubic'"),
+        ({"interpolation": "cubic"}, "interpolation = 'cubic'"),
         ({"crop": 10, "stride": 11}, "stride 11 is larger than crop 10"),
         ({"crop": 64, "stride": 1000}, "stride 1000 is larger than crop 64"),
         ({"pad": -1}, "pad must be 0, a positive number"),
