@@ -74,7 +74,7 @@ def scene_score(method: str) -> SceneScore:
 
 def passes(card: MethodCard) -> str:
     """The forward passes of a method for each window, in words."""
-    return f"{card.passes} {card.passes_note}".strip()
+    return f"{card.passes}; {card.passes_note}" if card.passes_note else str(card.passes)
 
 
 def methods_json() -> dict[str, dict[str, Any]]:
