@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from scipy.special import softmax
 from torch import Tensor, nn
 
+from ovss_ray.ops.pamr import pamr
 from ovss_ray.segmenters import DenseSegmenter, TextEmbeddings
 
 Weights = Callable[[Tensor, Tensor], Tensor]
@@ -73,7 +74,8 @@ def self_weights(tokens: Tensor) -> Tensor:
 def class_probabilities(segmenter: DenseSegmenter, image: np.ndarray, text: TextEmbeddings) -> np.ndarray:
     """Class probabilities [C, H, W] of the protocol of dense methods, one window at a time.
 
-    Only the scores of one window and the resize to 8-bit levels (where a tie may round either way) are the package's.
+    Only the scores of one window, PAMR and the resize to 8-bit levels (where a tie may round either way) are the
+    package's.
     """
     settings, patch = segmenter.settings, segmenter.tower.patch_size
     height, width = image.shape[:2]
@@ -94,6 +96,9 @@ def class_probabilities(segmenter: DenseSegmenter, image: np.ndarray, text: Text
             total[:, :, y1:y2, x1:x2] += up[:, :, top : top + y2 - y1, left : left + x2 - x1]
             visits[y1:y2, x1:x2] += 1
     full = F.interpolate(total / visits, (height, width), mode="bilinear", align_corners=False)[0]
+    if settings.pamr:
+        guide = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False)[0]
+        full = pamr(guide, full, iterations=settings.pamr, dilations=settings.pamr_dilations)
     probability = softmax(settings.logit_scale * full.double().numpy(), axis=0)
     return np.stack([probability[text.query_class == c].max(0) for c in range(text.vocabulary.num_classes)])
 

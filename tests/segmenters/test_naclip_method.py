@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ovss_ray.errors import SettingError
 from ovss_ray.segmenters import load_segmenter
 from ovss_ray.segmenters.naclip import mean_logit_bound
 from tests import tiny_models
-from tests.reference import explicit_last_block, self_weights
+from tests.reference import class_probabilities, explicit_last_block, self_weights
 
 SIZES = [(64, 64), (48, 80), (77, 39)]
 
@@ -97,6 +98,14 @@ def test_the_strength_is_each_images_own() -> None:
     q, k = torch.randn(2, 3, 2, 5, 4, generator=torch.Generator().manual_seed(1))
     assert mean_logit_bound(q, k).shape == (3,)
     torch.testing.assert_close(mean_logit_bound(q, k)[1:2], mean_logit_bound(q[1:2], k[1:2]))
+
+
+@pytest.mark.parametrize("crop", [0, 64])
+def test_pamr_comes_after_the_upsampling(tiny_clip, vocabulary, images, crop: int) -> None:
+    segmenter = naclip(tiny_clip, crop=crop, pamr=3, pamr_dilations=(2, 5))
+    text = segmenter.encode_vocabulary(vocabulary)
+    expected = class_probabilities(segmenter, images[1], text).max(0)
+    np.testing.assert_allclose(segmenter.segment(images[1], text).confidence, expected, atol=5e-4)
 
 
 def test_the_defaults_are_the_published_ones() -> None:
