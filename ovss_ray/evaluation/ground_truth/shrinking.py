@@ -23,9 +23,12 @@ def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def nearest(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Resize [H, W] pixels to [height, width] by taking the pixel at floor(index * old / new), as OpenCV does."""
+    """Resize [H, W] pixels to [height, width] by taking the pixel at floor(index * old / new).
+
+    The result is that of OpenCV's INTER_NEAREST, which made the label maps of the literature: its rounding is kept.
+    """
     rows, columns = (
-        np.minimum(np.floor(np.arange(new) * (old / new)).astype(np.int64), old - 1)
+        np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
         for old, new in zip(pixels.shape, (height, width), strict=True)
     )
     return cast(Pixels, pixels[rows[:, None], columns])

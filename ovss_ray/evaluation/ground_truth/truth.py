@@ -20,7 +20,7 @@ READING_VERSION = 1
 """Changes whenever the same files give another truth; part of `GroundTruth.identity`."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GroundTruth(ABC):
     """The annotated images of one split of a data set. Can be pickled: what it opens stays behind.
 
@@ -74,6 +74,9 @@ class GroundTruth(ABC):
     def identity(self) -> dict[str, Any]:
         """Everything that decides what `read` gives, ready for JSON; equal identities allow scores to be reused."""
 
+    def __repr__(self) -> str:
+        return f"GroundTruth({self.name!r}, {len(self.names())} images in {self.root!r})"
+
 
 class AnnotationSource(Protocol):
     """Where the values of annotations come from, before they become class ids."""
@@ -108,7 +111,7 @@ class Annotations:
     listed: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MappedTruth(GroundTruth):
     """Ground truth that is read from a source and mapped to class ids by a table.
 
@@ -151,9 +154,10 @@ class MappedTruth(GroundTruth):
 
     def aligned(self, labels: LabelMap, truth: LabelMap) -> LabelMap:
         height, width = labels.shape
-        if self.short_side is None or shrunk_size(height, width, self.short_side) != truth.shape:
+        if self.short_side is None or labels.shape == truth.shape:
             return labels
-        return nearest(labels, *truth.shape)
+        fits = shrunk_size(height, width, self.short_side) == truth.shape
+        return nearest(labels, *truth.shape) if fits else labels
 
     def identity(self) -> dict[str, Any]:
         return {
