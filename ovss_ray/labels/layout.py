@@ -7,6 +7,7 @@ text.parquet                  the encoded vocabulary
 shards/00000000.parquet       one file per shard: the result and, by existing, the checkpoint
 crashed/00000000-12.json      an image that killed its worker, so that it is not tried again
 summary.json                  written at the end
+evaluation/voc21-0123456789ab/  counts against a ground truth, one file per shard; made later, and can be removed
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ MANIFEST_FOLDER = "manifest"
 ADDITIONS_FOLDER = "additions"
 SHARDS_FOLDER = "shards"
 CRASHED_FOLDER = "crashed"
+EVALUATION_FOLDER = "evaluation"
 
 AdditionKind = Literal["extend", "retry"]
 

@@ -6,6 +6,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike, fspath
 from typing import Any
@@ -14,14 +15,14 @@ import duckdb
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from ovss_ray.errors import DamagedRunError, OvssError, SettingError, nearest
 from ovss_ray.images.stores import StorageOptions, explained, open_store
 from ovss_ray.labels.additions import grown, read_additions
 from ovss_ray.labels.codecs import LabelMap, decode_label_map
-from ovss_ray.labels.layout import FORMAT_VERSION, SHARDS_FOLDER, Manifest
+from ovss_ray.labels.layout import SHARDS_FOLDER, Manifest
 from ovss_ray.labels.outcomes import Outcomes, count_outcomes
+from ovss_ray.labels.record import RunRecord, explain_missing, parse_record
 from ovss_ray.labels.schema import check_schema, load_schema
 from ovss_ray.labels.shard import list_shards
 from ovss_ray.labels.views import BULKY_COLUMNS, ShardViews
@@ -47,8 +48,8 @@ def open_run(path: str | PathLike[str], storage_options: StorageOptions | None =
         try:
             stored = fs.cat_file(f"{root}/run.json")
         except (FileNotFoundError, NotADirectoryError):
-            raise SettingError(_explain_missing(fs, root, uri)) from None
-    record, planned = _parse_record(stored, uri)
+            raise SettingError(explain_missing(fs, root, uri)) from None
+    record, planned = parse_record(stored, uri)
     return Run(uri, fs, root, record, planned)
 
 
@@ -56,13 +57,15 @@ class _NotWrittenError(OvssError):
     """A shard that has no file yet."""
 
 
-class _Record(BaseModel):
-    """What reading needs of `run.json`."""
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """One image as a shard holds it; `labels` is [H, W] class ids, None unless `status` is "ok"."""
 
-    model_config = ConfigDict(frozen=True)
-    fingerprint: str
-    job: dict[str, Any]
-    vocabulary: dict[str, Any]
+    image_id: int
+    uri: str
+    status: str
+    error: str | None
+    labels: LabelMap | None
 
 
 class Run:
@@ -77,7 +80,9 @@ class Run:
         manifest: the images and how they divide into shards, those of the additions included.
     """
 
-    def __init__(self, uri: str, fs: fsspec.AbstractFileSystem, root: str, record: _Record, planned: Manifest) -> None:
+    def __init__(
+        self, uri: str, fs: fsspec.AbstractFileSystem, root: str, record: RunRecord, planned: Manifest
+    ) -> None:
         self.uri = uri
         self.job: dict[str, Any] = record.job
         self.fingerprint = record.fingerprint
@@ -133,7 +138,7 @@ class Run:
         """What became of the images of the shards that are written: counts by status, and the reasons of failures."""
         done = self.shards_done()
         with explained(self.uri):
-            return count_outcomes(self._open_shard, done, self._superseded(done))
+            return count_outcomes(self._open_shard, done, self.superseded(done))
 
     def images(self, columns: Sequence[str] | None = None, *, status: str | Sequence[str] | None = None) -> pa.Table:
         """One row per image of the shards that are written, by ascending image_id.
@@ -261,16 +266,28 @@ class Run:
         Holds one row group in memory. The images of a shard that labels some again come with that shard.
         """
         done = self.shards_done()
-        superseded = self._superseded(done)
+        superseded = self.superseded(done)
         for shard in done:
-            others = superseded.get(shard, frozenset())
-            with self._open_shard(shard) as parquet:
-                for group in range(parquet.num_row_groups):
-                    for row in parquet.read_row_group(group, columns=_LOOKUP_COLUMNS).to_pylist():
-                        if row["status"] == "ok" and row["image_id"] not in others:
-                            yield row["image_id"], self._decode(row)
+            for image in self.rows_of(shard, without=superseded.get(shard, frozenset())):
+                if image.labels is not None:
+                    yield image.image_id, image.labels
 
-    def _superseded(self, done: Sequence[int]) -> Mapping[int, Set[int]]:
+    def rows_of(self, shard: int, *, without: Set[int] = frozenset()) -> Iterator[StoredImage]:
+        """All images of one shard that is written, labelled or not, by ascending image_id; holds one row group.
+
+        Args:
+            shard: its number.
+            without: images to leave out, such as those that are `superseded`.
+        """
+        with explained(self.uri), self._open_shard(shard) as parquet:
+            for group in range(parquet.num_row_groups):
+                for row in parquet.read_row_group(group, columns=_LOOKUP_COLUMNS).to_pylist():
+                    if row["image_id"] not in without:
+                        labels = self._decode(row) if row["status"] == "ok" else None
+                        yield StoredImage(row["image_id"], row["uri"], row["status"], row["error"], labels)
+
+    def superseded(self, done: Sequence[int]) -> Mapping[int, Set[int]]:
+        """Of these shards, the images whose row does not count, because that of a later shard does; by shard."""
         if not done or not self.manifest.retry_shards:
             return {}
         self._views.update(self.manifest, done)
@@ -348,36 +365,6 @@ def _read_image(parquet: pq.ParquetFile, image_id: int) -> dict[str, Any] | None
                 row: dict[str, Any] = rows.slice(position, 1).to_pylist()[0]
                 return row
     return None
-
-
-def _parse_record(stored: bytes, uri: str) -> tuple[_Record, Manifest]:
-    try:
-        content = json.loads(stored)
-        version = int(content["format_version"])
-        if version > FORMAT_VERSION:
-            raise OvssError(
-                f"{uri} has run format {version} and this ovss-ray reads {FORMAT_VERSION}; upgrade ovss-ray to read it"
-            )
-        return _Record.model_validate(content), Manifest.from_json(content["manifest"])
-    except (ValueError, KeyError, TypeError) as error:
-        reason = _first_line(error)
-        raise DamagedRunError(f"{uri}/run.json is damaged ({reason}); restore it to read the run") from error
-
-
-def _explain_missing(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> str:
-    """Why `uri` is not a run directory, and which place nearby is meant if any."""
-    parent = root.rsplit("/", 1)[0]
-    if fs.exists(f"{parent}/run.json"):
-        return f"{uri} lies inside a run directory; open {uri.rsplit('/', 1)[0]}"
-    if not fs.exists(root):
-        return f"there is no run directory {uri}; check the path"
-    entries = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(root, detail=False))
-    if "manifest" in entries:
-        return f"{uri} has no run.json: the planning of the run is not finished; start it again with the same command"
-    runs = [entry for entry in entries[:100] if fs.exists(f"{root}/{entry}/run.json")]
-    if runs:
-        return f"{uri} is not a run directory but holds some; open {' or '.join(f'{uri}/{run}' for run in runs[:3])}"
-    return f"{uri} is not a run directory: it has no run.json"
 
 
 def _first_line(error: Exception) -> str:

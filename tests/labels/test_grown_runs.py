@@ -126,6 +126,10 @@ def assert_one_row_per_image(run: Run, best: dict[int, tuple[bool, int]]) -> Non
     labelled = {image_id: shard for image_id, (ok, shard) in best.items() if ok}
     assert run.segments()["image_id"].to_pylist() == sorted(labelled)
     assert {image_id: labels.shape[1] - 3 for image_id, labels in run.label_maps()} == labelled
+    superseded = run.superseded(run.shards_done())
+    kept = [(row.image_id, row.status == "ok", shard) for shard in run.shards_done()
+            for row in run.rows_of(shard, without=superseded.get(shard, frozenset()))]  # fmt: skip
+    assert sorted(kept) == [(image_id, *best[image_id]) for image_id in sorted(best)]
     counts = run.status_counts()
     assert (counts.get("ok", 0), counts.get("corrupt", 0)) == (len(labelled), len(best) - len(labelled))
     for image_id in range(run.num_images):

@@ -50,6 +50,21 @@ def test_all_of_a_finished_run_comes_back(place: str, write: Write) -> None:
             np.testing.assert_array_equal(run.label_map(image_id), labels)
 
 
+def test_the_rows_of_a_shard_are_its_images_with_and_without_labels(place: str, write: Write) -> None:
+    written = write(place, done=(1,))
+    with open_run(place) as run:
+        rows = list(run.rows_of(1))
+        assert [row.image_id for row in rows] == list(range(8, 16))
+        for row in rows:
+            stored = written.rows[row.image_id]
+            assert (row.uri, row.status, row.error) == (stored.uri, stored.status, stored.error)
+            assert (row.labels is None) == (row.image_id == 10)
+            np.testing.assert_array_equal(row.labels, written.labels.get(row.image_id))
+        assert [row.image_id for row in run.rows_of(1, without={8, 10, 15})] == [9, 11, 12, 13, 14]
+        with pytest.raises(OvssError, match="shard 2 of .* is not written yet"):
+            list(run.rows_of(2))
+
+
 def test_segments_are_one_row_per_image_and_class(place: str, write: Write) -> None:
     written = write(place)
     with open_run(place) as run:
