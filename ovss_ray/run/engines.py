@@ -10,7 +10,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ovss_ray.errors import RunFailedError, SettingError
+from ovss_ray.errors import SettingError
+from ovss_ray.run.cluster import cluster_address, connect
 from ovss_ray.run.job import LabellingJob
 from ovss_ray.run.pool import Engine, Place, WorkerGoneError, WorkerHandle
 from ovss_ray.spec import JobSpec
@@ -95,7 +96,7 @@ class RayEngine:
         self._spec = spec
         self._started_here = not ray.is_initialized()
         if self._started_here:
-            _connect(_address(spec))
+            connect(cluster_address(spec.ray_address))
         try:
             self._allot(spec)
         except Exception:
@@ -110,7 +111,7 @@ class RayEngine:
             self._gpus_each = spec.gpus_per_worker
         if self._gpus_each > gpus:
             # A cluster may grow: it starts nodes for actors that wait, if the job says how many it wants.
-            embedded = self._started_here and not _address(spec)
+            embedded = self._started_here and not cluster_address(spec.ray_address)
             if embedded or spec.workers == "auto":
                 raise SettingError(
                     f"gpus_per_worker = {self._gpus_each:g}: the Ray cluster has {gpus:g} GPUs; "
@@ -283,28 +284,3 @@ def _cause_of_death(said: str) -> str:
     if detail and BROKEN_CONNECTION in detail[1]:  # all that Ray knows of a process that is suddenly gone
         return f"{process} died without a word (crash, kill, or exit)"
     return f"{process} died: {detail[1] if detail else said}"[:LONGEST_REASON]
-
-
-def _address(spec: JobSpec) -> str | None:
-    return spec.ray_address or os.environ.get("RAY_ADDRESS")
-
-
-def _connect(address: str | None) -> None:
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            # Pixels never pass through the object store, so the embedded one can be small.
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=100 * 2**20,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        place = f"the Ray cluster at {address}" if address else "an embedded Ray"
-        raise RunFailedError(f"{place} could not be reached or started: {' '.join(str(error).split())}") from error
