@@ -221,6 +221,22 @@ def test_the_same_from_a_bucket(s3: str, tmp_path: Path, rng: np.random.Generato
     np.testing.assert_array_equal(truth.read("seq 1/a#1"), np.where(labels == 9, 255, labels))
 
 
+def documented(name: str, path: Path) -> Path:
+    """A file of the worked example, as docs/evaluation.md shows it."""
+    page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
+    block = page.partition(f"`{name}`:\n\n```")[2].partition("```")[0]
+    (path / name).write_text(block.partition("\n")[2])
+    return path / name
+
+
+def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:
+    save_grey(tmp_path / "valannot/a.png", np.arange(12, dtype=np.uint8)[None])
+    classes, id_map = documented("camvid.txt", tmp_path), documented("camvid_ids.yaml", tmp_path)
+    truth = open_folder_truth(tmp_path / "valannot", classes, id_map=id_map)
+    assert truth.read("a").tolist() == [[*range(11), 255]]
+    assert truth.vocabulary.names[::5] == ("Sky", "Tree", "Bicyclist")
+
+
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="needs CamVid")
 def test_real_camvid() -> None:
     names = (CAMVID / "classes.txt").read_text().split()

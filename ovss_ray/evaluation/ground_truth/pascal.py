@@ -94,12 +94,14 @@ class MergedContext:
 
     Attributes:
         file: its place, for messages.
-        images: name -> zlib-compressed JSON [height, width, [[category id, mask], ...]]: about what PNGs would take,
-            so that it can travel to other processes.
+        images: name -> zlib-compressed JSON [height, width, [[category id, mask], ...]],
+            small enough to travel to other processes.
+        contents: digest of all of it.
     """
 
     file: str
     images: Mapping[str, bytes]
+    contents: str
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self.images))
@@ -121,8 +123,7 @@ class MergedContext:
         return f"image {name} of {self.file}"
 
     def identity(self) -> dict[str, Any]:
-        contents = [[name, zlib.crc32(self.images[name])] for name in self.names()]
-        return {"file": "trainval_merged.json", "images": digest(contents)}
+        return {"file": "trainval_merged.json", "contents": self.contents}
 
 
 def read_merged(root: DataRoot, file: str, listed: frozenset[str]) -> MergedContext:
@@ -134,14 +135,14 @@ def read_merged(root: DataRoot, file: str, listed: frozenset[str]) -> MergedCont
         masks = defaultdict(list)
         for mask in merged["annos_segmentation"]:
             masks[mask["image_id"]].append([mask["category_id"], mask["segmentation"]])
-        packed = {}
-        for key, image in images.items():
-            name = image["file_name"].rpartition(".")[0]
-            if name in listed:
-                text = json.dumps([image["height"], image["width"], masks[key]])
-                packed[name] = zlib.compress(text.encode(), 1)
+        texts = {
+            name: json.dumps([image["height"], image["width"], masks[key]])
+            for key, image in images.items()
+            if (name := image["file_name"].rpartition(".")[0]) in listed
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{place} is not the annotation file of PASCAL in Detail, or is cut off: {error!r}; download it again"
         ) from error
-    return MergedContext(place, packed)
+    packed = {name: zlib.compress(text.encode(), 1) for name, text in texts.items()}
+    return MergedContext(place, packed, digest(sorted(texts.items())))

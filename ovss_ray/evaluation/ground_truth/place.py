@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from ovss_ray.errors import ImageError, InputError
 from ovss_ray.evaluation.ground_truth.errors import MissingAnnotationError
 from ovss_ray.evaluation.ground_truth.ids import Values, digest
 from ovss_ray.evaluation.ground_truth.pixels import Decoder
-from ovss_ray.images.explaining import listing
+from ovss_ray.images.explaining import listing, nearest_name
 from ovss_ray.images.fetching import Fetcher
 from ovss_ray.images.stores import StorageOptions, is_local, open_store
 from ovss_ray.images.walking import walk_local
@@ -80,7 +81,8 @@ class DataRoot:
         with listing(root):
             there = fs.isdir(path)
         if not there:
-            raise InputError(f"there is no folder {root}; give the folder that holds the ground truth")
+            hint = nearest_name(path) if is_local(root) and not os.path.lexists(path) else ""
+            raise InputError(f"there is no folder {root}{hint}; give the one that holds the ground truth")
         uri = path.rstrip("/") or "/" if is_local(root) else root.rstrip("/")
         return cls(uri, storage_options or {})
 
