@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from ovss_ray.models.tower import DenseTower
-from ovss_ray.models.tower import TowerShape as TowerShape
+from ovss_ray.models.tower import TowerShape as TowerShape  # methods take it from here, beside Trunk
 from ovss_ray.ops.attention import attend, merge_heads, split_heads
 from ovss_ray.ops.positional import PositionalPolicy, resample_positions
 

@@ -52,7 +52,7 @@ class ConvCLIP(DenseSegmenter[ConvTower]):
         repository="mlfoundations/open_clip",
         idea="Treats every position of a ConvNeXt CLIP's last feature map like the pooled image.",
         models=("CLIP ConvNeXt",),
-        passes_note="with output_stride 16 the last stage costs four times as much",
+        passes_note="the last stage four times with output_stride 16",
         status="our own baseline; nothing was published to compare with, no benchmark was run yet",
     )
 
