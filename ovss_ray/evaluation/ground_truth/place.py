@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 
 from ovss_ray.errors import ImageError, InputError
-from ovss_ray.evaluation.ground_truth.errors import MissingAnnotationError
+from ovss_ray.evaluation.ground_truth.errors import DamagedAnnotationError, MissingAnnotationError
 from ovss_ray.evaluation.ground_truth.ids import Values, digest
 from ovss_ray.evaluation.ground_truth.pixels import Decoder
 from ovss_ray.images.explaining import listing, nearest_name
@@ -92,14 +92,13 @@ class DataRoot:
         Raises:
             InputError: none has; says what was looked for and what is there.
         """
-        found = self.find_any(layouts)
+        found = self._first_with_files(layouts)
         if found is None:
             looked_for = ", or ".join(map(str, layouts))
             raise InputError(f"no {what} in {self.uri}: looked for {looked_for}; there is {self.shown_entries()}")
         return found
 
-    def find_any(self, layouts: Sequence[Layout]) -> Found | None:
-        """As `find`, but None if there is none."""
+    def _first_with_files(self, layouts: Sequence[Layout]) -> Found | None:
         paths = cache(lambda folder, deep: list(self.paths(folder, deep)))
         for layout in layouts:
             pattern = re.compile(layout.pattern)
@@ -124,18 +123,22 @@ class DataRoot:
             yield from (name[len(path) :].strip("/") for name in names)
 
     def read(self, relative: str) -> bytes:
-        """The bytes of a file; raises `MissingAnnotationError` or, if the store fails, `InputError`."""
+        """The bytes of a file.
+
+        Raises:
+            MissingAnnotationError: there is none.
+            DamagedAnnotationError: it is far too large.
+            InputError: the store fails or denies access: nothing that is wrong with this file.
+        """
         try:
             return self._fetcher.fetch(self.place(relative))
         except ImageError as error:
             if error.status == "not_found":
                 raise MissingAnnotationError(f"there is no {self.place(relative)}") from error
-            raise InputError(f"{self.place(relative)} cannot be read: {error.reason}; try again later") from error
-
-    def has(self, relative: str) -> bool:
-        """Whether there is such a file."""
-        with listing(self.place(relative)):
-            return bool(self._fs.isfile(f"{self._path}/{relative}"))
+            if error.status == "too_large":
+                raise DamagedAnnotationError(f"{self.place(relative)} is no annotation: {error.reason}") from error
+            advice = "check the credentials" if error.status == "forbidden" else "try again later"
+            raise InputError(f"{self.place(relative)} cannot be read: {error.reason}; {advice}") from error
 
     def place(self, relative: str) -> str:
         """The URI or path of a file."""
