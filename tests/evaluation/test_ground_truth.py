@@ -419,7 +419,7 @@ def test_names_of_images(uri: str, tmp_path: Path, rng: np.random.Generator) -> 
     assert open_ground_truth("voc21", tmp_path).name_of(uri) == "2007_000033"
 
 
-def test_the_same_from_a_bucket_and_in_another_process(s3: str, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_the_same_from_a_bucket_and_after_pickling(s3: str, tmp_path: Path, rng: np.random.Generator) -> None:
     import s3fs
 
     voc_tree(tmp_path / "VOCdevkit", rng)
