@@ -21,8 +21,9 @@ The authors' code knows ViT-B/16 and three data sets (`variant`). Here blocks fo
 to agree. A class's probability is the largest of its queries' in A to C (they have one query a class); D has one text a
 class, the authors' own where the class's name is theirs, else its first query. Images of one patch, or of one row of
 patches, make their code fail; here one patch keeps its scores, and a single row counts as inside. Their masks are
-stored in half precision; not here. Their CRF is left out: its package is no longer maintained. `dense` skips D and
-labels by the scores of B; it is not part of the paper. Confidence is a class's share of all scores at a pixel.
+stored in half precision, and vanish where a class is as good as certain; not here (see `VisionTail.grad_cam`). Their
+CRF is left out: its package is no longer maintained. `dense` skips D and labels by the scores of B; it is not part of
+the paper. Confidence is a class's share of all scores at a pixel.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from ovss_ray.ops.labelling import LabelRule, ScoreField, best_query, label_pixels
+from ovss_ray.ops.labelling import LabelRule, ScoreField, best_query, label_by_share, label_pixels
 
 RULE = LabelRule(query_class=(0, 0, 1, 2, 2, 2, 3), logit_scale=12.0, background=0)
 
@@ -122,3 +122,28 @@ def test_repeating_a_query_lowers_every_other_probability() -> None:
     confidence = label_pixels(once, LabelRule((0, 1), 10.0), 99).confidence
     diluted = label_pixels(twice, LabelRule((0, 1, 1), 10.0), 99).confidence
     assert diluted.item() < confidence.item()
+
+
+@pytest.mark.parametrize("background", [None, 9])
+@pytest.mark.parametrize("max_elements", [1, 1 << 20])
+def test_the_largest_share_of_scores_wins(background: int | None, max_elements: int, rng) -> None:
+    volume = rng.random((3, 6, 7)).astype(np.float32)
+    got = label_by_share(ScoreField.of_volume(torch.from_numpy(volume)), (4, 300, 2), max_elements, background)
+    for row in range(6):
+        for column in range(7):
+            scores = dict(zip((4, 300, 2), volume[:, row, column].tolist(), strict=True))
+            if background is not None:
+                scores[background] = 1 - max(scores.values())
+            second, first = sorted(scores.values())[-2:]
+            assert got.labels[row, column] == max(scores, key=scores.__getitem__)
+            assert float(got.confidence[row, column]) == pytest.approx(first / sum(scores.values()), rel=1e-5)
+            assert float(got.margin[row, column]) == pytest.approx((first - second) / sum(scores.values()), abs=1e-6)
+
+
+def test_pixels_without_any_score_are_shared_equally_or_background() -> None:
+    nothing = ScoreField.of_volume(torch.zeros(2, 1, 3))
+    shared, ground = label_by_share(nothing, (5, 6), 99), label_by_share(nothing, (5, 6), 99, background=0)
+    assert (shared.confidence.tolist(), shared.margin.tolist()) == ([[0.5] * 3], [[0.0] * 3])
+    assert (ground.labels.tolist(), ground.confidence.tolist()) == ([[0, 0, 0]], [[1.0, 1.0, 1.0]])
+    alone = label_by_share(ScoreField.of_volume(torch.zeros(1, 1, 1)), (7,), 99)
+    assert (alone.labels.item(), alone.confidence.item(), alone.margin.item()) == (7, 1.0, 1.0)

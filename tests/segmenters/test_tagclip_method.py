@@ -34,9 +34,13 @@ def tagclip(clip, **settings: Any):  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module")
 def deep_clip() -> open_clip.CLIP:
-    """Twelve blocks, so that the published block numbers hold; weights that leave no softmax saturated."""
+    """Twelve blocks, so that the published block numbers hold, and weights that leave no softmax saturated.
+
+    The offset of the positions, which the first LayerNorm takes away, makes their rounding to float16 visible.
+    """
     model = tiny_models.build(seed=5, layers=12)
     with torch.no_grad():
+        model.visual.positional_embedding.add_(100)
         for block in model.visual.transformer.resblocks:
             block.attn.out_proj.weight.mul_(0.5)
             block.mlp.c_proj.weight.mul_(0.5)
@@ -245,7 +249,7 @@ def test_all_stages_are_what_the_paper_says(deep_clip, rng, variant: str, backgr
     for image, result in zip(images, segmenter.segment(images, text), strict=True):
         found = reference(deep_clip, image, vocabulary, variant)
         labels, confidence = expected_labels(found, vocabulary.background)
-        np.testing.assert_allclose(result.confidence, confidence, atol=2e-4)
+        np.testing.assert_allclose(result.confidence, confidence, atol=3e-4)
         steady = result.margin > 1e-3
         assert np.array_equal(result.labels[steady], labels[steady])
         assert steady.mean() > 0.9
@@ -254,15 +258,16 @@ def test_all_stages_are_what_the_paper_says(deep_clip, rng, variant: str, backgr
     assert crops >= 3
 
 
-def test_dense_labels_by_the_smoothed_scores(deep_clip, rng) -> None:
+@pytest.mark.parametrize("variant", ["voc", "coco"])
+def test_dense_labels_by_the_smoothed_scores(deep_clip, rng, variant: str) -> None:
     vocabulary = classes(True)
     image = smooth_image(rng, 52, 90)
-    segmenter = tagclip(deep_clip, logit_scale=SCALE, dense=True)
+    segmenter = tagclip(deep_clip, variant=variant, logit_scale=SCALE, dense=True)
     result = segmenter.segment(image, vocabulary)
-    found = reference(deep_clip, image, vocabulary, "voc")
+    found = reference(deep_clip, image, vocabulary, variant)
     maps = np.concatenate([found.scores[:, found.tags], found.scores[:, 5:].max(1, keepdims=True)], 1)
     full = F.interpolate(torch.tensor(maps.T.reshape(1, -1, 7, 12)), (52, 90), mode="bilinear")[0].numpy()
-    np.testing.assert_allclose(result.confidence, full.max(0) / full.sum(0), atol=1e-4)
+    np.testing.assert_allclose(result.confidence, full.max(0) / full.sum(0), atol=1e-5)
     steady = result.margin > 1e-3
     assert np.array_equal(result.labels[steady], np.array([*found.ids, 2])[full.argmax(0)][steady])
 
@@ -287,8 +292,8 @@ def test_batches_of_crops_and_low_memory_change_nothing(deep_clip, rng, low_memo
 
 
 def test_a_column_that_scores_nowhere_keeps_its_zeros() -> None:
-    affinity = torch.rand(6, 6)
-    scores = torch.rand(6, 3)
+    affinity, scores = torch.ones(6, 6) + torch.eye(6), torch.ones(6, 3)
+    scores[0] = 3
     scores[:, 1] = 0
     refined = refine(scores, affinity, (2, 3))
     assert not refined[:, 1].any()
