@@ -136,7 +136,7 @@ def _stored_bits(image: ImageFile.ImageFile, where: str) -> int:
                 f"{where} is a TIFF of {bits[0]} bits, or one where 0 is white; save it as PNG"
             )
         return int(bits[0])
-    raw_mode = str(image.tile[0].args)  # "L;4": grey of 4 bits
+    raw_mode = str(image.tile[0][3])  # "L;4": grey of 4 bits
     return int(raw_mode.partition(";")[2]) if raw_mode in ("L;2", "L;4") else 8
 
 
@@ -145,7 +145,7 @@ def _rgb(image: ImageFile.ImageFile, where: str) -> npt.NDArray[np.uint8]:
         raise ColourAnnotationError(
             f"{where} has no colours (mode {image.mode}), and the id map is one of colours; map its numbers instead"
         )
-    if any(";16" in str(tile.args) for tile in image.tile):
+    if any(";16" in str(tile[3]) for tile in image.tile):
         raise DamagedAnnotationError(f"{where} has 16 bits per colour; save it with 8")
     if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
         raise DamagedAnnotationError(f"{where} is partly transparent; save it without an alpha channel")
