@@ -42,7 +42,7 @@ def correlative_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend(q, q, v) + attend(k, k, v)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # N x N floats each: 270 MB for 64 x 128 patches
 @torch.inference_mode(False)  # or what is kept could not be used where gradients are wanted
 def gaussian_prior(grid: tuple[int, int], sigma: float, device: torch.device = _CPU) -> Tensor:
     """The bump of NACLIP (Hajimiri et al., WACV 2025, section 3.2): patches near each other get larger logits.
