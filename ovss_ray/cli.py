@@ -17,7 +17,18 @@ from rich.table import Table
 
 from ovss_ray.catalogue import print_methods, print_protocols
 from ovss_ray.errors import OvssError
-from ovss_ray.flags import HOW, JOB_FLAGS, LISTING, parse_storage_options, with_flags
+from ovss_ray.evaluation.command import evaluate
+from ovss_ray.flags import (
+    HOW,
+    JOB_FLAGS,
+    LISTING,
+    AsJson,
+    RunPlace,
+    StorageOptionsJson,
+    Verbose,
+    parse_storage_options,
+    with_flags,
+)
 from ovss_ray.run.logs import LogSettings, configure_logging, logs_json
 from ovss_ray.spec import JobSpec
 from ovss_ray.terminal import err, log_level, out, reporter_for, say, watching
@@ -47,20 +58,7 @@ app = typer.Typer(
     epilog=EPILOG,
 )
 
-Verbose = Annotated[
-    int,
-    typer.Option(
-        "--verbose", "-v", count=True, metavar="", show_default=False,
-        help="Log what happens, on standard error; -vv: also each image without labels, and why.",
-    ),
-]  # fmt: skip
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-RunPlace = Annotated[str, typer.Argument(metavar="RUN", help="Run directory.")]
 PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Add the images and label them another time.")]
-StorageOptionsJson = Annotated[
-    str | None,
-    typer.Option("--storage-options", metavar="JSON", help=JobSpec.model_fields["storage_options"].description),
-]
 
 
 @app.command(epilog=EPILOG)
@@ -326,6 +324,9 @@ def verify(
 
 def _counts(statuses: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in sorted(statuses.items())) or "none yet"
+
+
+app.command(epilog=EPILOG)(evaluate)
 
 
 @app.command()

@@ -33,6 +33,21 @@ LISTING = tuple(name for name in JOB_FLAGS["Images"] if name != "max_pixels")
 HOW: Panels = {"Engine": ("device", *JOB_FLAGS["Engine"]), "Stores": JOB_FLAGS["Stores"]}
 """Those that say how to work and change no label."""
 
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, metavar="", show_default=False,
+        help="Log what happens, on standard error; -vv: also each image without labels, and why.",
+    ),
+]  # fmt: skip
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+RunPlace = Annotated[str, typer.Argument(metavar="RUN", help="Run directory.")]
+StorageOptionsJson = Annotated[
+    str | None,
+    typer.Option("--storage-options", metavar="JSON", help=JobSpec.model_fields["storage_options"].description),
+]
+
 
 def with_flags(panels: Panels, *, defaults: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag per field, passed on as the mapping `flags` of those that were given.

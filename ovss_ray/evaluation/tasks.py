@@ -1,0 +1,124 @@
+"""Where shards are scored: Ray tasks of one core each, this process, or a few processes of this machine."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import Any, Literal
+
+from ovss_ray.errors import InputError, OvssError, RunFailedError
+from ovss_ray.evaluation.scoring import ShardScorer
+from ovss_ray.run.cluster import cluster_address, connect
+
+log = logging.getLogger(__name__)
+
+RETRIES = 3
+"""How often a shard is given out again whose process died, or whose store failed."""
+
+_AHEAD = 2  # tasks per core of the cluster, so that none waits for the driver
+
+EngineName = Literal["ray", "local"]
+
+
+def score_shards(
+    scorer: ShardScorer,
+    shards: Sequence[int],
+    *,
+    engine: EngineName = "ray",
+    workers: int | None = None,
+    ray_address: str | None = None,
+) -> Iterator[int]:
+    """Score shards and keep their tables; yields the number of each when it is done, in any order.
+
+    Args:
+        scorer: does one shard.
+        shards: those to do.
+        engine: "ray", or "local": this process, or with several workers as many processes.
+        workers: shards under way at once; None: as many as the cluster has cores, or 1 on this machine.
+        ray_address: as for labelling; an embedded Ray without.
+
+    Raises:
+        OvssError: a shard cannot be scored; tables that are kept stay.
+    """
+    if not shards:
+        return iter(())
+    if engine == "ray":
+        return _in_ray(scorer, shards, workers, ray_address)
+    return _here(scorer, shards) if workers in (None, 1) else _in_processes(scorer, shards, workers or 1)
+
+
+def _here(scorer: ShardScorer, shards: Sequence[int]) -> Iterator[int]:
+    for shard in shards:
+        scorer.score(shard)
+        yield shard
+
+
+def _in_processes(scorer: ShardScorer, shards: Sequence[int], workers: int) -> Iterator[int]:
+    waiting = iter(shards)
+    # Not forked: the threads and connections of the stores do not survive that.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            running = {pool.submit(_score, scorer, shard): shard for shard in islice(waiting, workers)}
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    shard = running.pop(future)
+                    future.result()
+                    running.update({pool.submit(_score, scorer, shard): shard for shard in islice(waiting, 1)})
+                    yield shard
+        except BrokenProcessPool as error:
+            raise _stopped("a process ended while it scored a shard") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_ray(scorer: ShardScorer, shards: Sequence[int], workers: int | None, address: str | None) -> Iterator[int]:
+    import ray
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        connect(cluster_address(address))
+    try:
+        # Whatever is wrong with a shard itself stays wrong; a store may recover.
+        task = ray.remote(_score).options(num_cpus=1, max_retries=RETRIES, retry_exceptions=[InputError, OSError])
+        shared = ray.put(scorer)
+        waiting = iter(shards)
+        running: dict[Any, int] = {}
+        while True:
+            limit = workers or _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+            running.update({task.remote(shared, shard): shard for shard in islice(waiting, limit - len(running))})
+            if not running:
+                return
+            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            shard = running.pop(done)
+            _settle(done, shard)
+            yield shard
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _settle(done: Any, shard: int) -> None:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        ray.get(done)
+    except RayTaskError as error:
+        if isinstance(error.cause, OvssError):
+            raise error.cause from None
+        raise
+    except RayError as error:  # its process or its node was lost, more than once
+        reason = " ".join(str(error).split())[:300]
+        raise _stopped(f"shard {shard} could not be scored in {RETRIES + 1} attempts: {reason}") from error
+
+
+def _stopped(reason: str) -> RunFailedError:
+    return RunFailedError(f"{reason}; the shards that were scored are kept, and the same command continues")
+
+
+def _score(scorer: ShardScorer, shard: int) -> None:
+    scorer.score(shard)
