@@ -34,6 +34,11 @@ class TextTower:
         self._tokenizer = tokenizer
         self._name = name
 
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosines that the model was trained with; 100 for OpenAI's."""
+        return float(self._model.logit_scale.exp())
+
     def check_lengths(self, vocabulary: Vocabulary) -> None:
         """As `check_query_lengths`, for this tower's own tokenizer."""
         _check_lengths(vocabulary, self._tokenizer, self._name)

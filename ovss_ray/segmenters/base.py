@@ -57,6 +57,9 @@ class SegmenterSettings(BaseModel):
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset()
     """Fields that change speed or memory, but no label."""
 
+    SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Values of the fields that a random search for good settings draws from."""
+
     def label_settings(self) -> dict[str, Any]:
         """The settings that change labels, JSON-ready: what belongs in a run's fingerprint."""
         return self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))

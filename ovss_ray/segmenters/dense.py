@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, Literal
+from typing import Any, ClassVar, Generic, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,11 @@ class WindowSettings(SegmenterSettings):
     model."""
 
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"window_batch"})
+    SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "crop": (None, 0),
+        "logit_scale": (20.0, 40.0, 60.0, 80.0, 100.0),
+        "prob_thd": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
+    }
 
     short_side: int | None = Field(
         default=None, ge=16, le=8192, description="Short side, or side, of the resized image; 1.5 x the model's input."

@@ -11,8 +11,8 @@ SCLIP's authors measured in their own protocol, which is the one used here, with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,12 @@ _STRUCK_OUT = -100.0
 
 class MaskCLIPSettings(DenseSettings):
     """Settings of MaskCLIP; both refinements are off by default, as in the published numbers."""
+
+    SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **DenseSettings.SEARCH,
+        "variant": ("official", "reduced"),
+        "ks_thresh": (0.0, 0.5, 0.7),
+    }
 
     variant: Literal["official", "reduced"] = Field(
         default="official", description="official keeps the last block's residual and MLP, reduced drops both."

@@ -9,7 +9,8 @@ before the softmax; residual and MLP go. Cost: one pass of CLIP, a little less t
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +25,11 @@ from ovss_ray.segmenters.last_block import LastBlockSegmenter
 
 class NACLIPSettings(DenseSettings):
     """Settings of NACLIP; the alternatives are the paper's ablations."""
+
+    SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **DenseSettings.SEARCH,
+        "sigma": (1.0, 2.0, 3.0, 5.0, 7.0, 10.0),
+    }
 
     sigma: float = Field(default=5.0, gt=0, description="Width of the Gaussian bump, in patches.")
     attention: Literal["naclip", "kk", "nonly"] = Field(

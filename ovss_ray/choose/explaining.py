@@ -1,0 +1,112 @@
+"""A choice in words, as a record for scripts, and as the command that labels with the winner."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from ovss_ray.choose.candidates import setting_text
+from ovss_ray.choose.choose import Choice
+from ovss_ray.choose.ranking import Standing
+
+_NOT_FOR_LABEL = {"input", "run", "method", "settings", "storage_options", "protocol"}
+
+
+def choice_table(choice: Choice) -> Table:
+    """The candidates, best first."""
+    table = Table("candidate", "mean reward", "accepted", "behind the best (95%)", "images/s")
+    for standing in choice.ranking.standings:
+        table.add_row(
+            choice.candidates[standing.key].candidate.name,
+            f"{standing.mean_reward:.3f}",
+            f"{standing.accepted_share:.1%}",
+            _behind(standing),
+            f"{standing.images_per_s:.1f}",
+        )
+    return table
+
+
+def _behind(standing: Standing) -> str:
+    if standing.behind is None:
+        return "best"
+    interval = f"{standing.behind.low:+.3f} to {standing.behind.high:+.3f}"
+    return f"{interval}, not distinguishable" if standing.tied else interval
+
+
+def choice_text(choice: Choice, label_command: str) -> str:
+    """What the table rests on, what it cannot tell, and what to do next."""
+    ranking = choice.ranking
+    lines = [f"Compared on {ranking.images:,} images with {ranking.classes:,} classes, {_where_from(choice)}."]
+    if ranking.too_few_classes:
+        lines.append(
+            f"{ranking.too_few_classes:,} more images have fewer than two classes: the reward says nothing there."
+        )
+    if ranking.unread:
+        number, reason = len(ranking.unread), next(iter(ranking.unread.values()))
+        lines.append(f"{number:,} images could not be read and are left out of all (e.g. {reason}).")
+    names = {key: settled.candidate.name for key, settled in choice.candidates.items()}
+    lines += [
+        f"{names[one.key]} failed on {one.unsegmented:,} images; their classes count as not accepted."
+        for one in ranking.standings
+        if one.unsegmented
+    ]
+    tied = [names[one.key] for one in ranking.standings[1:] if one.tied]
+    if tied:
+        lines.append(f"On this sample {choice.best.candidate.name} cannot be told from {', '.join(tied)}.")
+    lines.append(
+        "The reward is no accuracy: it asks whether CLIP likes what a mask shows, not what the mask misses "
+        "(docs/choosing.md). Look at some labels before a long run:"
+    )
+    lines.append(f"  {label_command}")
+    if choice.spec.storage_options:
+        lines.append("  (with --storage-options as here)")
+    return "\n".join(lines)
+
+
+def label_command(choice: Choice) -> str:
+    """The command that labels the input with the best candidate; its run directory is to be filled in."""
+    words = ["ovss-ray", "label", choice.spec.input, "RUN"]
+    given = sorted(choice.spec.model_fields_set - _NOT_FOR_LABEL)
+    for name in given:
+        value = getattr(choice.spec, name)
+        text = ",".join(value) if isinstance(value, tuple | list) else str(value)
+        words += [f"--{name.replace('_', '-')}", text]
+    words += ["--method", choice.best.candidate.method]
+    for name, value in choice.best.candidate.settings.items():
+        words += ["--set", f"{name}={setting_text(value)}"]
+    return shlex.join(words)
+
+
+def choice_record(choice: Choice, label_command: str) -> dict[str, Any]:
+    """Everything, JSON-ready."""
+    ranking = choice.ranking
+    return {
+        "input": choice.spec.input,
+        "clip": choice.spec.clip,
+        "judge": choice.judge,
+        "image_classes": choice.image_classes or "judge",
+        "images": ranking.images,
+        "classes": ranking.classes,
+        "too_few_classes": ranking.too_few_classes,
+        "unread": [{"image_id": number, "error": reason} for number, reason in ranking.unread.items()],
+        "candidates": [
+            {
+                "name": choice.candidates[standing.key].candidate.name,
+                "method": choice.candidates[standing.key].candidate.method,
+                "settings": dict(choice.candidates[standing.key].candidate.settings),
+                **asdict(standing),
+            }
+            for standing in ranking.standings
+        ],
+        "label_command": label_command,
+    }
+
+
+def _where_from(choice: Choice) -> str:
+    if choice.image_classes is not None:
+        return f"given by {choice.image_classes}; judged by {choice.judge}"
+    same = " (the model that segments, too)" if choice.judge == choice.spec.clip else ""
+    return f"found and judged by {choice.judge}{same}"

@@ -1,0 +1,71 @@
+"""The images of a sample, fetched and decoded ahead within bounds of memory, in micro-batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ovss_ray.images.fetching import Fetcher
+from ovss_ray.run.logs import ContextThreadPool
+from ovss_ray.run.manifest import ManifestRow
+from ovss_ray.run.prefetch import Image, ImageLoader, LoadedImage, Prefetcher, micro_batches
+from ovss_ray.run.stats import WorkerStats
+from ovss_ray.spec import JobSpec
+from ovss_ray.vocabulary import Vocabulary
+
+Batch = Sequence[tuple[LoadedImage, Image]]
+"""Images with their pixels."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all candidates share; picklable.
+
+    Attributes:
+        spec: where images are and how they are fetched; the segmenters' CLIP, device and precision.
+        vocabulary: the classes.
+        judge: the CLIP that judges.
+        threads: CPU threads for decoding.
+    """
+
+    spec: JobSpec
+    vocabulary: Vocabulary
+    judge: str
+    threads: int
+
+
+def load_batches(setting: Setting, rows: Sequence[ManifestRow]) -> Iterator[tuple[Batch, list[LoadedImage]]]:
+    """Micro-batches of images of one shape, each with the images that failed to load meanwhile; no image is lost.
+
+    The last micro-batch, and only that one, may be empty. Holds `prefetch_mib` of decoded images twice, and one image.
+    """
+    warnings.filterwarnings("ignore", module="PIL")  # of images that are damaged but readable, once per tag
+    spec = setting.spec
+    fetcher = Fetcher(
+        spec.storage_options,
+        attempts=spec.fetch_attempts,
+        timeout_s=spec.fetch_timeout_s,
+        connections=spec.fetch_concurrency,
+    )
+    pool = ContextThreadPool(spec.fetch_concurrency, thread_name_prefix="load")
+    loader = ImageLoader(fetcher, pool, decode_threads=setting.threads, max_pixels=spec.max_pixels, stats=WorkerStats())
+    budget = spec.prefetch_mib * 2**20
+    ahead = Prefetcher(list(rows), loader, max_in_flight=spec.fetch_concurrency, max_bytes=budget)
+    failed: list[LoadedImage] = []
+
+    def readable() -> Iterator[LoadedImage]:
+        for image in ahead:
+            if image.pixels is None:
+                failed.append(image)
+            else:
+                yield image
+
+    try:
+        for batch in micro_batches(readable(), limit=lambda _: spec.batch_size, max_bytes=budget):
+            yield [(image, image.pixels) for image in batch if image.pixels is not None], failed
+            failed.clear()
+        yield [], failed
+    finally:
+        ahead.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
