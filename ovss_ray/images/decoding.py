@@ -131,7 +131,7 @@ def _why_no_image(kind: str | None, data: bytes) -> tuple[str, str]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    deep_colour = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))  # load() empties the tiles
+    deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # load() empties the tiles
     image.load()
     grey = _deep_grey(image)
     if grey is not None:
