@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 
 from ovss_ray.catalogue import print_methods, print_protocols
+from ovss_ray.choose.command import choose
 from ovss_ray.errors import OvssError
 from ovss_ray.evaluation.command import evaluate
 from ovss_ray.flags import (
@@ -135,6 +136,9 @@ def estimate(
     found = estimate_job(spec, sample_images=sample_images, images=images, gpus=gpus, gpu_price=gpu_price,
                          reporter=reporter_for(spec, verbose))  # fmt: skip
     say(json.dumps(estimate_record(found, spec), indent=1) if as_json else estimate_text(found, spec))
+
+
+app.command(epilog=EPILOG)(choose)
 
 
 @app.command(epilog=EPILOG)
