@@ -11,7 +11,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from PIL import Image
 
 RgbImage = npt.NDArray[np.uint8]
 Color = tuple[int, int, int]
+
+_LONG_TEXT = 36  # characters; longer cells of tables are broken into lines
 
 
 class Block(Protocol):
@@ -94,6 +96,8 @@ class Table:
 def _cell(cell: str | Bar | Swatch) -> str:
     if isinstance(cell, Bar):
         return f'<td class="share">{cell.html()}</td>'
+    if isinstance(cell, str) and len(cell) > _LONG_TEXT:
+        return f'<td class="long">{escape(cell)}</td>'
     return f"<td>{escape(cell) if isinstance(cell, str) else cell.html()}</td>"
 
 
@@ -109,15 +113,30 @@ class Legend:
 
 @dataclass(frozen=True)
 class Picture:
-    """An RGB image, uint8 [H, W, 3], with the text that stands for it and, if wanted, a line below."""
+    """An RGB image, uint8 [H, W, 3], with the text that stands for it and, if wanted, a line below.
+
+    A photo is stored as JPEG, a tenth of the size; anything else exactly.
+    """
 
     image: RgbImage
     description: str
     note: str = ""
+    is_photo: bool = False
 
     def html(self) -> str:
         note = f"<figcaption>{escape(self.note)}</figcaption>" if self.note else ""
-        return f'<figure><img src="{data_uri(self.image)}" alt="{escape(self.description)}">{note}</figure>'
+        source = data_uri(self.image, "JPEG" if self.is_photo else "PNG")
+        return f'<figure><img src="{source}" alt="{escape(self.description)}">{note}</figure>'
+
+
+@dataclass(frozen=True)
+class NoPicture:
+    """The place of a picture that cannot be shown, with the reason."""
+
+    reason: str
+
+    def html(self) -> str:
+        return f'<figure class="no-picture">{escape(self.reason)}</figure>'
 
 
 @dataclass(frozen=True)
@@ -125,12 +144,34 @@ class Gallery:
     """Rows of pictures side by side, under headings."""
 
     header: tuple[str, ...]
-    rows: tuple[tuple[Picture, ...], ...]
+    rows: tuple[tuple[Picture | NoPicture, ...], ...]
 
     def html(self) -> str:
         head = "".join(f"<h3>{escape(name)}</h3>" for name in self.header)
         body = "".join(picture.html() for row in self.rows for picture in row)
         return f'<div class="gallery" style="--columns:{len(self.header)}">{head}{body}</div>'
+
+
+@dataclass(frozen=True)
+class Warnings:
+    """Sentences that nobody should miss; nothing if there are none."""
+
+    sentences: tuple[str, ...]
+
+    def html(self) -> str:
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
+        return f'<ul class="warnings">{items}</ul>' if items else ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A smaller heading and the blocks under it, inside a section."""
+
+    heading: str
+    blocks: tuple[Block, ...]
+
+    def html(self) -> str:
+        return f'<h3 class="part">{escape(self.heading)}</h3>{"".join(block.html() for block in self.blocks)}'
 
 
 @dataclass(frozen=True)
@@ -163,11 +204,11 @@ def render_page(title: str, lead: str, blocks: Sequence[Block], *, footer: str =
     )
 
 
-def data_uri(image: RgbImage) -> str:
-    """A picture as a PNG inside a URI."""
+def data_uri(image: npt.NDArray[np.uint8], kind: Literal["PNG", "JPEG"] = "PNG") -> str:
+    """A picture, [H, W, 3] or with alpha [H, W, 4], as a file inside a URI."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    Image.fromarray(image).save(buffer, format=kind, optimize=True)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def paint_labels(
@@ -191,6 +232,9 @@ h2 { font-size: 1.25rem; margin: 0 0 12px; }
 h3 { font-size: 0.85rem; font-weight: 600; color: var(--soft); margin: 0; }
 .lead { font-size: 1.1rem; color: var(--soft); max-width: 46em; margin: 0; }
 section { margin-top: 40px; }
+h3.part { font-size: 1rem; color: var(--ink); margin: 28px 0 10px; }
+.warnings { border-left: 4px solid #d9822b; padding: 2px 16px; margin: 24px 0 0; max-width: 60em; }
+.warnings li { margin: 4px 0; }
 .figures { display: flex; flex-wrap: wrap; gap: 16px 48px; margin-top: 32px; }
 .figures b { display: block; font-size: 2.2rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
 .figures span { color: var(--soft); }
@@ -198,6 +242,7 @@ section { margin-top: 40px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--soft); }
 th, td { padding: 5px 32px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+td.long { white-space: normal; min-width: 18em; overflow-wrap: anywhere; }
 .share span { display: inline-block; width: 3.2em; text-align: right; }
 .bar { display: inline-block; width: 180px; height: 8px; border-radius: 4px; background: var(--line); }
 .bar i { display: block; height: 100%; border-radius: 4px; background: var(--bar); }
@@ -208,6 +253,8 @@ th, td { padding: 5px 32px 5px 0; border-bottom: 1px solid var(--line); white-sp
 .gallery { display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: 10px; }
 figure { margin: 0; }
 img { width: 100%; display: block; border-radius: 4px; }
+.no-picture { display: grid; place-items: center; min-height: 120px; padding: 12px; border: 1px dashed var(--line);
+  border-radius: 4px; color: var(--soft); font-size: 0.85rem; overflow-wrap: anywhere; }
 figcaption { font-size: 0.82rem; color: var(--soft); margin-top: 4px; }
 footer { margin-top: 48px; font-size: 0.85rem; color: var(--soft); }
 """
