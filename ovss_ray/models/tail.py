@@ -40,7 +40,7 @@ class VisionTail:
             logit_scale: factor on the cosines before the softmax.
 
         Returns:
-            [classes, N - 1] float32, not negative; each up to a positive factor.
+            [classes, N - 1] float32, not negative.
         """
         with torch.inference_mode(False), torch.enable_grad():
             entering = tokens.detach().clone().float()[None]
@@ -50,9 +50,10 @@ class VisionTail:
             logits = logit_scale * cosines[0]
             maps = []
             for row in range(classes):
-                # P (1 - P) times the gradient of these log odds is that of P: the same map, but it cannot vanish.
+                # The gradient of P is P (1 - P) times that of its log odds, which keeps its digits where P is near 1.
                 odds = logits[row] - torch.cat([logits[:row], logits[row + 1 :]]).logsumexp(0)
                 (gradient,) = torch.autograd.grad(odds, normed, retain_graph=True)
+                gradient = gradient * (odds.sigmoid() * (-odds).sigmoid()).detach()
                 maps.append(normed.detach()[0, 1:] @ gradient[0, 1:].mean(0))
         return torch.stack(maps).relu_()
 

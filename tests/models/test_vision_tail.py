@@ -50,15 +50,17 @@ def test_grad_cam_is_what_autograd_says(seed: int, entering, text) -> None:
     assert got.shape == (3, 19)
     assert (expected > 0).any(1).all()
     for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one / one.max(), other / other.max(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=float(1e-4 * other.max()))
 
 
-def test_maps_do_not_vanish_where_a_class_is_certain(entering, text) -> None:
+def test_maps_keep_their_digits_where_a_class_is_certain(entering, text) -> None:
+    """Autograd in single precision has none left: a probability of 1 has no gradient."""
     model = tiny_models.build()
     tail = VisionTail(load_clip(model, torch.device("cpu"), torch.float32).vision)
-    unsure, certain = tail.grad_cam(entering, text[:2], 2, 1.0), tail.grad_cam(entering, text[:2], 2, 1000.0)
-    assert (unsure > 0).any()
-    torch.testing.assert_close(certain, 1000 * unsure, rtol=1e-3, atol=1e-2)
+    exact = reference(copy.deepcopy(model).double(), entering.double(), text[:2].double(), 2, 60.0).float()
+    assert (exact.amax(1) > 0).all()
+    for one, other in zip(tail.grad_cam(entering, text[:2], 2, 60.0), exact, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=float(1e-3 * other.max()))
 
 
 def test_no_gradient_reaches_the_model_and_any_mode_will_do(entering, text) -> None:
