@@ -13,8 +13,8 @@ with a large vocabulary. Published with whole images (`crop=0`) on VOC, and with
 `l_s` of each data set; the defaults here are those of the authors' demo, for any vocabulary.
 
 As in the authors' code, pixels that are unsure in the first pass get the first query, whether or not it is the
-background: it only shapes the feedback. Other than there, the feedback is not rounded to float16 on the way, and both
-stages can be switched off. The authors give no middle blocks for ViT-L/14; their code takes the same ones.
+background: it only shapes the feedback, which is rounded to float16. Other than there, both stages can be switched off.
+The authors give no middle blocks for ViT-L/14; their code takes the same ones.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ class ResCLIP(LastBlockSegmenter):
         feedback = semantic_feedback(
             labels, sigma=settings.sigma, decay_by_path=settings.delete_same_entity, full_path=settings.full_path
         )
-        feedback *= settings.tau_s * settings.l_s / feedback.amax((1, 2), keepdim=True)
+        feedback /= feedback.amax((1, 2), keepdim=True)
+        feedback = feedback.half().float() * (settings.tau_s * settings.l_s)  # rounded as in the authors' code
         bias = F.pad(feedback, (1, 0, 1, 0))[:, None]
         grid = (labels.shape[1], labels.shape[2])
         return self.self_attention(q, k, v, grid, scale=settings.tau_s * (1 - settings.l_s), bias=bias)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import ovss_ray.segmenters.resclip as module
 from ovss_ray.errors import SettingError
+from ovss_ray.ops.semantic_feedback import semantic_feedback
 from ovss_ray.segmenters import load_segmenter
 from ovss_ray.segmenters.resclip import ResCLIPSettings
 from tests import tiny_models
@@ -133,7 +134,7 @@ def first_labels(cosines: Tensor, pixels: Tensor, s: ResCLIPSettings) -> np.ndar
 
 
 def likeness_of(labels: np.ndarray, s: ResCLIPSettings) -> Tensor:
-    """S / max(S): same label, decay where the path leaves it, blur along each row, rows to sum 1."""
+    """S / max(S): same label, decay where the path leaves it, blur along each row, rows to sum 1; in float16."""
     height, width = labels.shape
     count, longest = height * width, max(height, width) - 1
     shares = torch.linspace(0, 1, longest + 1)
@@ -150,7 +151,7 @@ def likeness_of(labels: np.ndarray, s: ResCLIPSettings) -> Tensor:
     kernel = np.exp(-(np.arange(-15, 16) ** 2) / (2 * s.sigma**2))
     blurred = np.stack([np.convolve(row, kernel / kernel.sum(), mode="same") for row in raw])
     feedback = blurred / (blurred.sum(1, keepdims=True) + 1e-8)
-    return torch.from_numpy(feedback / feedback.max()).float()
+    return torch.from_numpy(feedback / feedback.max()).float().half().float()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -185,6 +186,17 @@ def test_both_passes_are_their_formulas(deep_clip, size, options) -> None:
         assert (first - expected).abs().max() > 1e-3
     got = segmenter.patch_scores(pixels, text, range(6))[0].permute(1, 2, 0)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_the_feedback_is_rounded_to_float16(deep_clip) -> None:
+    segmenter = resclip(deep_clip, base="clearclip", tau_s=400, l_s=1)  # so large that the rounding is seen
+    labels = torch.randint(3, (1, 5, 7), generator=torch.Generator().manual_seed(1))
+    q, k, v = torch.randn(3, 1, 3, 36, 16, generator=torch.Generator().manual_seed(2))
+    feedback = semantic_feedback(labels, sigma=5, decay_by_path=True, full_path=False)
+    feedback = F.pad(feedback / feedback.max(), (1, 0, 1, 0))
+    exact, rounded = ((400 * part).softmax(-1) @ v for part in (feedback, feedback.half().float()))
+    assert (exact - rounded).abs().max() > 1e-2
+    torch.testing.assert_close(segmenter.refined_attention(q, k, v, labels), rounded, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", SIZES)
