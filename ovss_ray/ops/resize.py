@@ -18,34 +18,43 @@ def fitted_size(height: int, width: int, short_side: int, max_long_side: int) ->
 
 
 def resize_levels(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes an 8-bit image bilinearly without antialias and rounds to 8-bit levels, half up, as OpenCV does.
+    """Resizes an 8-bit image bilinearly without antialias, level for level as OpenCV's `resize` does.
+
+    OpenCV weighs in steps of 1/2048 and cuts both halves of a column to quarters of a level before it rounds their sum,
+    which makes images 1/8 of a level darker than exact arithmetic; one level shows in 13 % of the values.
 
     Args:
         image: [H, W, C] uint8.
         size: (h, w).
 
     Returns:
-        [C, h, w] float32, whole numbers 0..255. Only the pixels that are needed are ever converted to float.
+        [C, h, w] float32, whole numbers 0..255. Only the pixels that are needed are ever converted.
     """
     if tuple(image.shape[:2]) == size:
         return image.permute(2, 0, 1).float()
-    top, bottom, row_weight = _taps(image.shape[0], size[0], image.device)
-    left, right, column_weight = _taps(image.shape[1], size[1], image.device)
-    column_weight = column_weight[:, None]
-    rows = []
-    for index in (top, bottom):
-        near = image[index[:, None], left[None]].float()
-        far = image[index[:, None], right[None]].float()
-        rows.append(near + (far - near) * column_weight)
-    mixed = rows[0] + (rows[1] - rows[0]) * row_weight[:, None, None]
-    return (mixed + 0.5).floor_().permute(2, 0, 1)
+    if tuple(image.shape[:2]) == (2 * size[0], 2 * size[1]):  # halving is left to OpenCV's area rule, which is exact
+        blocks = image.reshape(size[0], 2, size[1], 2, -1).sum((1, 3), dtype=torch.int32)
+        return ((blocks + 2) >> 2).permute(2, 0, 1).float()
+    row, row_weight = _fixed_point_taps(image.shape[0], size[0], image.device)
+    column, column_weight = _fixed_point_taps(image.shape[1], size[1], image.device)
+    outside = (column < 0) | (column >= image.shape[1] - 1)  # one pixel counts whole there; rows keep both shares
+    column_weight = torch.where(outside, torch.tensor([2048, 0], device=image.device)[:, None], column_weight)
+    quarters = torch.zeros((*size, image.shape[2]), dtype=torch.int32, device=image.device)
+    for step in (0, 1):
+        rows = (row + step).clamp(0, image.shape[0] - 1)[:, None]
+        near = image[rows, column.clamp(0, image.shape[1] - 1)].int() * column_weight[0, :, None]
+        far = image[rows, (column + 1).clamp(0, image.shape[1] - 1)].int() * column_weight[1, :, None]
+        quarters += ((near + far) >> 4) * row_weight[step, :, None, None] >> 16
+    return ((quarters + 2) >> 2).permute(2, 0, 1).float()
 
 
-def _taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The two source positions of every target position, and the weight of the second one."""
-    position, weight = bilinear_taps(source, target)
-    first = position.to(device)
-    return first, (first + 1).clamp(max=source - 1), weight.float().to(device)
+def _fixed_point_taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """OpenCV's first source index [target] int64, down to -1, and both weights [2, target] int32 in steps of 1/2048."""
+    centre = ((torch.arange(target, dtype=torch.float64) + 0.5) * (1 / (target / source)) - 0.5).float()
+    first = centre.floor()
+    weight = centre - first
+    weights = torch.stack([1 - weight, weight]).mul(2048).round().int()
+    return first.long().to(device), weights.to(device)
 
 
 def bilinear_taps(source: int, target: int) -> tuple[Tensor, Tensor]:

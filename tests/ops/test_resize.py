@@ -1,4 +1,4 @@
-"""Keep-ratio sizes and the 8-bit bilinear resize against plain loops and Pillow."""
+"""Keep-ratio sizes and the 8-bit bilinear resize against plain loops, OpenCV's results and Pillow."""
 
 from __future__ import annotations
 
@@ -47,14 +47,55 @@ def test_the_aspect_ratio_is_kept(height: int, width: int, short: int, cap: int,
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_resize_is_bilinear_rounded_to_levels(height: int, width: int, new_h: int, new_w: int, seed: int) -> None:
+def test_resize_is_bilinear_to_a_level(height: int, width: int, new_h: int, new_w: int, seed: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     got = resize_levels(torch.from_numpy(image), (new_h, new_w)).numpy().transpose(1, 2, 0)
     expected = loop_resize(image, new_h, new_w)
     assert np.array_equal(got, np.floor(got))
     assert got.min() >= 0
     assert got.max() <= 255
-    assert np.abs(got - expected).max() <= 0.5 + 1e-3
+    assert np.abs(got - expected).max() <= 1.02  # two shares cut to quarters, then half a level
+
+
+def pattern(height: int, width: int) -> np.ndarray:
+    y, x, channel = np.mgrid[:height, :width, :3]
+    return ((y * 67 + x * x * 41 + channel * 29) * 7 % 256).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        # cv2.resize(..., interpolation=cv2.INTER_LINEAR), OpenCV 4.11 and 5.0, channel 1
+        (
+            (4, 5),
+            [[196, 213, 180, 64, 174, 202, 180], [139, 156, 159, 135, 154, 145, 123], [81, 99, 139, 205, 133, 87, 65]],
+        ),
+        (
+            (4, 5),
+            [
+                [213, 71, 200],
+                [198, 55, 185],
+                [173, 31, 160],
+                [149, 135, 136],
+                [124, 238, 111],
+                [99, 213, 86],
+                [84, 198, 71],
+            ],
+        ),
+        ((4, 4), [[197, 127], [111, 169]]),
+        ((4, 5), [[205, 195], [119, 109]]),
+        ((1, 3), [[203, 215, 234, 136, 71], [203, 215, 234, 136, 71], [203, 215, 234, 136, 71]]),
+    ],
+)
+def test_levels_are_opencvs(source: tuple[int, int], expected: list[list[int]]) -> None:
+    got = resize_levels(torch.from_numpy(pattern(*source)), (len(expected), len(expected[0])))
+    assert got[1].int().tolist() == expected
+
+
+def test_the_rounding_darkens_by_an_eighth_of_a_level(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    got = resize_levels(torch.from_numpy(image), (97, 131)).numpy().transpose(1, 2, 0)
+    assert (got - loop_resize(image, 97, 131)).mean() == pytest.approx(-0.128, abs=0.01)
 
 
 def test_enlarging_agrees_with_pillow(rng: np.random.Generator) -> None:
