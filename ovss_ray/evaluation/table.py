@@ -171,13 +171,15 @@ class ImageScores:
 
     def image_iou(self, class_id: int) -> FloatVector:
         """[N] the IoU of a class in each scored image; NaN where it is neither true nor predicted."""
-        columns = self._by_class
-        hits, predicted, true = (part[:, [class_id]].toarray().ravel() for part in columns)
+        hits, union = self._overlap(class_id)
         with np.errstate(invalid="ignore"):
-            return np.true_divide(hits, predicted + true - hits)
+            return np.true_divide(hits, union)
 
     def worst(self, class_id: int, k: int) -> tuple[int, ...]:
-        """Ids of the k images with the lowest IoU of a class, of those where it is true or predicted."""
+        """Ids of the k images with the lowest IoU of a class, of those where it is true or predicted.
+
+        Of equal ones (many have 0) those where the class covers more come first, as they do in `best`.
+        """
         return self._ranked(class_id, k, 1)
 
     def best(self, class_id: int, k: int) -> tuple[int, ...]:
@@ -187,8 +189,14 @@ class ImageScores:
     def _ranked(self, class_id: int, k: int, sign: int) -> tuple[int, ...]:
         iou = self.image_iou(class_id)
         present = np.flatnonzero(~np.isnan(iou))
-        order = np.lexsort((self.image_ids[present], sign * iou[present]))
+        _, union = self._overlap(class_id)
+        order = np.lexsort((self.image_ids[present], -union[present], sign * iou[present]))
         return tuple(self.image_ids[present[order[:k]]].tolist())
+
+    def _overlap(self, class_id: int) -> tuple[Counts, Counts]:
+        """[N] pixels that are labelled right as the class, and those that are true or labelled as it."""
+        hits, predicted, true = (part[:, [class_id]].toarray().ravel() for part in self._by_class)
+        return hits, predicted + true - hits
 
     @cached_property
     def _by_class(self) -> tuple[Any, Any, Any]:
