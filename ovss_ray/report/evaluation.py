@@ -71,6 +71,7 @@ def evaluation_page(
         Section("Classes", (Text(_CLASSES), _class_table(evaluation, truth))),
         Section("Worst and best images", (*galleries, *parts)),
         _unscored(evaluation),
+        Section("Settings of the run", (Text(_settings(evaluation)),)),
     ]
     return render_page(
         f"{evaluation.method} on {evaluation.truth}",
@@ -114,19 +115,23 @@ def comparison_section(comparison: Comparison) -> Section:
 
 
 def _lead(evaluation: Evaluation) -> str:
-    how = f" by the protocol {evaluation.protocol}" if evaluation.protocol else ""
-    settings = ", ".join(f"{name} {value}" for name, value in evaluation.settings.items() if value is not None)
+    how = f", by the protocol {evaluation.protocol}" if evaluation.protocol else ""
     return (
-        f"{evaluation.images_evaluated:,} images labelled by {evaluation.method} with CLIP {evaluation.clip}{how}"
-        f"{f' ({settings})' if settings else ''}, against the ground truth {evaluation.truth}."
+        f"{evaluation.images_evaluated:,} images labelled by {evaluation.method} with CLIP {evaluation.clip}{how}, "
+        f"scored against the ground truth {evaluation.truth}."
     )
+
+
+def _settings(evaluation: Evaluation) -> str:
+    settings = (f"{name} = {value}" for name, value in evaluation.settings.items() if value is not None)
+    return ", ".join((f"{evaluation.method}, clip = {evaluation.clip}", *settings))
 
 
 def _figures(evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
     scores = evaluation.scores
     interval = scores.interval
     found = [
-        (_percent(scores.miou), f"mIoU, {_range(interval.low, interval.high)} on images alike"),
+        (_percent(scores.miou), f"mIoU, {_range(interval.low, interval.high)} with other images"),
         (_percent(scores.pixel_accuracy), "of all pixels right (aAcc)"),
         (_percent(scores.mean_accuracy), "mean accuracy of classes (mAcc)"),
         (_percent(scores.frequency_weighted_iou), "frequency-weighted IoU"),

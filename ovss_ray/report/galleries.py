@@ -142,9 +142,10 @@ def _notes(class_id: int, names: Sequence[str], cells: Counts) -> tuple[str, str
     name, there = names[class_id], true == class_id
     share = pixels[there].sum() / pixels.sum()
     if share:
-        return f"{name} was labelled {_most(labelled[there], pixels[there], names)}", f"{name}: {100 * share:.1f} %"
+        went = _most(labelled[there], pixels[there], names)
+        return f"{name} is labelled {went}", f"{name}: {100 * share:.1f}\N{NO-BREAK SPACE}% of the pixels"
     here = labelled == class_id
-    return f"labelled {name} is {_most(true[here], pixels[here], names)}", f"no {name}"
+    return f"labelled {name}, but truly {_most(true[here], pixels[here], names)}", f"no {name}"
 
 
 def _most(class_ids: Counts, pixels: Counts, names: Sequence[str]) -> str:
@@ -152,7 +153,9 @@ def _most(class_ids: Counts, pixels: Counts, names: Sequence[str]) -> str:
     order = np.argsort(-pixels, kind="stable")[:3]
     shares = 100 * pixels[order] / pixels.sum()
     called = [(*names, "nothing")[found] for found in class_ids[order]]
-    return ", ".join(f"{name} {share:.0f} %" for name, share in zip(called, shares, strict=True) if share >= 1)
+    return ", ".join(
+        f"{name} {share:.0f}\N{NO-BREAK SPACE}%" for name, share in zip(called, shares, strict=True) if share >= 1
+    )
 
 
 def _visible(shown: Iterable[ShownImage]) -> list[int]:

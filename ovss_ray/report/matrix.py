@@ -18,6 +18,7 @@ MOST_CLASSES = 180
 _RIGHT, _WRONG = (47, 140, 110), (208, 64, 52)
 _LONGEST_NAME = 26
 _SMALLEST_HINT = 0.01
+_AXES = "true ↓ label →"
 _NO_PREDICTION, _OTHER_CLASSES = "no label", "other classes"
 
 
@@ -38,7 +39,7 @@ class ConfusionPicture:
 
     def html(self) -> str:
         cell, font = _sizes(len(self.rows))
-        left = _width(self.rows, font)
+        left = max(_width(self.rows, font), _width((_AXES,), font))
         top = _width(self.columns, font)
         height, width = len(self.rows) * cell, len(self.columns) * cell
         parts = [
@@ -64,6 +65,7 @@ class ConfusionPicture:
         return painted
 
     def _names(self, left: int, top: int, cell: int) -> Iterator[str]:
+        yield f'<text x="{left - 6}" y="{top - 6}" text-anchor="end" fill="var(--soft)">{_AXES}</text>'
         for index, name in enumerate(self.rows):
             y = top + (index + 0.5) * cell
             yield f'<text x="{left - 6}" y="{y:g}" text-anchor="end" dominant-baseline="central">{_short(name)}</text>'

@@ -21,6 +21,7 @@ RgbImage = npt.NDArray[np.uint8]
 Color = tuple[int, int, int]
 
 _LONG_TEXT = 36  # characters; longer cells of tables are broken into lines
+_FEW_BARS = 2  # tables with more of them side by side get short ones
 
 
 class Block(Protocol):
@@ -90,7 +91,9 @@ class Table:
     def html(self) -> str:
         head = "".join(f"<th>{escape(name)}</th>" for name in self.header)
         body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
-        return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        bars = max((sum(isinstance(cell, Bar) for cell in row) for row in self.rows), default=0)
+        kind = ' class="dense"' if bars > _FEW_BARS else ""
+        return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(cell: str | Bar | Swatch) -> str:
@@ -239,6 +242,7 @@ h3.part { font-size: 1rem; color: var(--ink); margin: 28px 0 10px; }
 .figures b { display: block; font-size: 2.2rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
 .figures span { color: var(--soft); }
 .scroll { overflow-x: auto; }
+.scroll + .scroll { margin-top: 24px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--soft); }
 th, td { padding: 5px 32px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -246,6 +250,8 @@ td.long { white-space: normal; min-width: 18em; overflow-wrap: anywhere; }
 .share span { display: inline-block; width: 3.2em; text-align: right; }
 .bar { display: inline-block; width: 180px; height: 8px; border-radius: 4px; background: var(--line); }
 .bar i { display: block; height: 100%; border-radius: 4px; background: var(--bar); }
+.dense .bar { width: 90px; }
+.dense th, .dense td { padding-right: 20px; }
 .none { color: var(--soft); }
 .swatch { display: inline-block; width: 14px; height: 14px; border-radius: 3px; margin-right: 8px; vertical-align: -2px;
   border: 1px solid var(--line); }
