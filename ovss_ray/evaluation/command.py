@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +16,7 @@ from ovss_ray.run.logs import LogSettings, configure_logging
 from ovss_ray.terminal import log_level, say, watching
 
 if TYPE_CHECKING:
+    from ovss_ray.evaluation.compare import Comparison
     from ovss_ray.evaluation.ground_truth import GroundTruth
     from ovss_ray.evaluation.result import Evaluation
 
@@ -70,6 +73,22 @@ JsonFile = Annotated[
         "--json", metavar="FILE", help="Write everything as JSON; - prints it instead.", rich_help_panel=_SCORES
     ),
 ]
+Compare = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="RUN",
+        help="Another run to score and set beside this one, on the images that both have; several with several flags.",
+        rich_help_panel=_SCORES,
+    ),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write a page (HTML): confusions, classes, worst and best images.",
+        rich_help_panel=_SCORES,
+    ),
+]
 Again = Annotated[
     bool,
     typer.Option(
@@ -105,6 +124,8 @@ def evaluate(
     image_suffix: ImageSuffix = "",
     boundary: Boundary = True,
     seen: Seen = None,
+    compare: Compare = None,
+    page: Page = None,
     json_file: JsonFile = None,
     again: Again = False,
     engine: EngineName = "ray",
@@ -119,10 +140,11 @@ def evaluate(
     grown, only new shards are read. Images that cannot be scored are listed with the reason. Exit code 5 if the scores
     are not those of the whole split: shards are not written yet, or images of it are not scored.
 
+    With --compare, a difference of two runs is called clear if it stays when images are drawn anew, the same for both.
+
     Example: ovss-ray evaluate runs/first --benchmark voc21 --root data/VOCdevkit
     """
     from ovss_ray.evaluation.evaluate import evaluate_run
-    from ovss_ray.evaluation.printing import print_evaluation
 
     configure_logging(LogSettings(log_level(verbose, quiet=True)))
     options = parse_storage_options(storage_options)
@@ -134,16 +156,15 @@ def evaluate(
                         label_suffix=label_suffix, image_suffix=image_suffix)  # fmt: skip
     else:
         raise SettingError("command line: give --ground-truth, or --benchmark and --root, not both")
-    with watching("scoring shards") as watch:
-        found = evaluate_run(
-            run, truth, boundary=boundary, seen=_names(seen), again=again, engine=_engine(engine), workers=workers,
-            ray_address=ray_address, storage_options=options, watch=watch,
-        )  # fmt: skip
-    if json_file != "-":
-        print_evaluation(found)
-    if json_file is not None:
-        _write_json(found, json_file)
-    raise typer.Exit(found.exit_code)
+    evaluations = []
+    for place in (run, *(compare or ())):
+        with watching(f"scoring shards of {place}" if compare else "scoring shards") as watch:
+            evaluations.append(evaluate_run(
+                place, truth, boundary=boundary, seen=_names(seen), again=again, engine=_engine(engine),
+                workers=workers, ray_address=ray_address, storage_options=options, watch=watch,
+            ))  # fmt: skip
+    _tell(evaluations, truth, json_file, page, options)
+    raise typer.Exit(evaluations[0].exit_code)
 
 
 def _benchmark(
@@ -183,12 +204,46 @@ def _engine(name: str) -> Literal["ray", "local"]:
     raise SettingError(f"command line: --engine {name} is neither ray nor local")
 
 
-def _write_json(found: Evaluation, file: str) -> None:
-    text = json.dumps(found.record(), indent=1, ensure_ascii=False)
-    if file == "-":
+def _tell(
+    evaluations: Sequence[Evaluation],
+    truth: GroundTruth,
+    json_file: str | None,
+    page: Path | None,
+    options: dict[str, Any],
+) -> None:
+    """The first evaluation, and the comparison with the others if there are any, in all the ways asked for."""
+    from ovss_ray.evaluation.compare import compare_evaluations
+    from ovss_ray.evaluation.printing import print_comparison, print_evaluation, print_published
+
+    found = evaluations[0]
+    comparison = compare_evaluations(evaluations) if len(evaluations) > 1 else None
+    if json_file != "-":
+        print_evaluation(found)
+        if comparison is not None:
+            print_comparison(comparison)
+        print_published(evaluations)
+    if json_file is not None:
+        _write(_as_json(found, comparison), json_file, "--json")
+    if page is not None:
+        from ovss_ray.report.evaluation import evaluation_page
+
+        _write(evaluation_page(found, truth, comparison=comparison, storage_options=options), str(page), "--page")
+
+
+def _as_json(found: Evaluation, comparison: Comparison | None) -> str:
+    from ovss_ray.evaluation.compare import published_beside
+
+    record = {**found.record(), "published": [asdict(score) for score in published_beside([found])]}
+    if comparison is not None:
+        record["comparison"] = comparison.record()
+    return json.dumps(record, indent=1, ensure_ascii=False)
+
+
+def _write(text: str, file: str, flag: str) -> None:
+    if (flag, file) == ("--json", "-"):
         say(text)
         return
     try:
-        Path(file).write_text(text + "\n", encoding="utf-8")
+        Path(file).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{file} cannot be written: {error.strerror}; name another file for --json") from error
+        raise InputError(f"{file} cannot be written: {error.strerror}; name another file for {flag}") from error

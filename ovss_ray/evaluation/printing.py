@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.table import Table
 
+from ovss_ray.evaluation.compare import Comparison, published_beside
+from ovss_ray.evaluation.interval import Interval
 from ovss_ray.evaluation.metrics import Metrics
 from ovss_ray.evaluation.result import Evaluation
 from ovss_ray.terminal import err, out, say
@@ -27,6 +30,32 @@ def print_evaluation(found: Evaluation) -> None:
         say(f"warning: {warning}")
     if found.is_partial:
         err.print("These are not the scores of the whole split: exit code 5.", highlight=False)
+
+
+def print_comparison(found: Comparison) -> None:
+    """The runs with their scores, best first, and the differences of every pair."""
+    runs = Table("run", title=f"On the {found.images:,} images that all runs have", title_justify="left")
+    for heading in ("mIoU", "interval", "aAcc"):
+        runs.add_column(heading, justify="right")
+    for run in found.runs:
+        runs.add_row(run.label, _percent(run.miou), _range(run.interval), _percent(run.pixel_accuracy))
+    out.print(runs)
+    for difference in found.differences:
+        first, second = found.runs[difference.first].label, found.runs[difference.second].label
+        verdict = "clear" if difference.is_clear else "not clear: other images could turn it around"
+        say(f"{100 * difference.miou:+.2f} from {first} to {second} ({_range(difference.interval)}), {verdict}")
+    for warning in found.warnings():
+        say(f"warning: {warning}")
+
+
+def print_published(evaluations: Sequence[Evaluation]) -> None:
+    """What was published of the methods on the ground truth, a line each; nothing if nothing was."""
+    published = published_beside(evaluations)
+    if published:
+        say("published mIoU, as printed:")
+    for score in published:
+        remarks = f" ({score.remarks})" if score.remarks else ""
+        say(f"{score.miou:>8.2f}  {score.label}, {score.backbone or 'model not said'}: {score.source}{remarks}")
 
 
 def _class_table(scores: Metrics) -> Table:
@@ -60,6 +89,10 @@ def _means(scores: Metrics) -> list[tuple[str, float, str]]:
         found += [("mIoU, seen", scores.split.seen, ""), ("mIoU, unseen", scores.split.unseen, "")]
         found.append(("hIoU", scores.split.harmonic, ""))
     return found
+
+
+def _range(interval: Interval) -> str:
+    return f"{_percent(interval.low)} to {_percent(interval.high)}"
 
 
 def _percent(value: float) -> str:
