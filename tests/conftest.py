@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a real S3 endpoint over HTTP and a seeded random generator."""
+"""Fixtures shared by all tests: a real S3 endpoint over HTTP, scored runs, and a seeded random generator."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from tests.scored_demo import ScoredDemo
 
 
 @pytest.fixture
@@ -57,3 +61,11 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     s3fs.S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def scored_demo(tmp_path_factory: pytest.TempPathFactory) -> ScoredDemo:
+    """Scenes labelled by two methods and scored; tests leave it as it is."""
+    from tests.scored_demo import make_scored_demo
+
+    return make_scored_demo(tmp_path_factory.mktemp("scored_demo"))
