@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ovss_ray.errors import DamagedRunError
+from ovss_ray.errors import DamagedRunError, InputError
 from ovss_ray.evaluation.boundary import DILATION_RATIO
 from ovss_ray.evaluation.ground_truth.truth import GroundTruth
 from ovss_ray.evaluation.table import decode_table
@@ -64,9 +64,16 @@ class KeptTables:
             for name in self._directory.files_in(self.folder):
                 self._directory.remove(name)
         if self._directory.is_local:
-            Path(self._directory.path(self.folder)).mkdir(parents=True, exist_ok=True)
+            self._make_folder(Path(self._directory.path(self.folder)))
         record = json.dumps(self._identity, indent=1, ensure_ascii=False)
         self._directory.create(f"{self.folder}/evaluation.json", record.encode())
+
+    def _make_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"{folder} cannot be made: {error.strerror}; check the permissions, and what is there"
+            raise InputError(reason) from error
 
     def shards(self) -> set[int]:
         """The shards whose table is kept; one listing."""

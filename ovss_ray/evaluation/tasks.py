@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, Literal
 
-from ovss_ray.errors import InputError, OvssError, RunFailedError
+from ovss_ray.errors import InputError, RunFailedError
 from ovss_ray.evaluation.scoring import ShardScorer
 from ovss_ray.run.cluster import cluster_address, connect
 
@@ -82,38 +83,58 @@ def _in_ray(scorer: ShardScorer, shards: Sequence[int], workers: int | None, add
     if started_here:
         connect(cluster_address(address))
     try:
-        # Whatever is wrong with a shard itself stays wrong; a store may recover.
-        task = ray.remote(_score).options(num_cpus=1, max_retries=RETRIES, retry_exceptions=[InputError, OSError])
+        task = ray.remote(_score).options(num_cpus=1, max_retries=0)  # `_Attempts` counts, and logs
         shared = ray.put(scorer)
         waiting = iter(shards)
+        attempts = _Attempts()
         running: dict[Any, int] = {}
         while True:
             limit = workers or _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
             running.update({task.remote(shared, shard): shard for shard in islice(waiting, limit - len(running))})
             if not running:
                 return
-            (done, *_), _ = ray.wait(list(running), num_returns=1)
-            shard = running.pop(done)
-            _settle(done, shard)
-            yield shard
+            (settled, *_), _ = ray.wait(list(running), num_returns=1)
+            shard = running.pop(settled)
+            if attempts.succeeded(settled, shard):
+                yield shard
+            else:
+                running[task.remote(shared, shard)] = shard
     finally:
         if started_here:
             ray.shutdown()
 
 
-def _settle(done: Any, shard: int) -> None:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
+class _Attempts:
+    """Which shards are worth another attempt: what is wrong with a shard stays wrong, a process or a store recovers."""
 
-    try:
-        ray.get(done)
-    except RayTaskError as error:
-        if isinstance(error.cause, OvssError):
-            raise error.cause from None
-        raise
-    except RayError as error:  # its process or its node was lost, more than once
-        reason = " ".join(str(error).split())[:300]
-        raise _stopped(f"shard {shard} could not be scored in {RETRIES + 1} attempts: {reason}") from error
+    def __init__(self) -> None:
+        self._failed: Counter[int] = Counter()
+
+    def succeeded(self, settled: Any, shard: int) -> bool:
+        """Whether a task is done; False if it failed and should run once more, else raises why it failed."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            ray.get(settled)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            self._note(shard, cause, cause if isinstance(cause, (InputError, OSError)) else None)
+        except RayError as error:  # its process or its node was lost
+            said = " ".join(str(error).split())[:300]
+            self._note(shard, error, _stopped(f"shard {shard} could not be scored in {RETRIES + 1} attempts: {said}"))
+        else:
+            return True
+        return False
+
+    def _note(self, shard: int, error: Exception, at_last: Exception | None) -> None:
+        """Count a failure; raises `at_last` once there were too many, the error itself if that is None."""
+        self._failed[shard] += 1
+        if at_last is None:
+            raise error from None
+        if self._failed[shard] > RETRIES:
+            raise at_last from error
+        log.warning("scoring shard %d failed and is tried again: %s", shard, " ".join(str(error).split())[:300])
 
 
 def _stopped(reason: str) -> RunFailedError:

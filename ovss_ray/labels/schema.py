@@ -58,7 +58,8 @@ def check_schema(found: pa.Schema, name: str, where: str) -> None:
     found_name = metadata.get(SCHEMA_KEY.encode(), b"").decode()
     if found_name != name:
         what = f"a {found_name} table" if found_name else "not written by ovss-ray"
-        raise OvssError(f"{where} is {what}, where a {name} table is expected")
+        article = "an" if name[0] in "aeiou" else "a"
+        raise OvssError(f"{where} is {what}, where {article} {name} table is expected")
     version = metadata.get(SCHEMA_VERSION_KEY.encode(), b"").decode()
     known: str = load_contract(name)["version"]
     if _major(version, where) > _major(known, name):
