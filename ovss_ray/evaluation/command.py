@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -158,7 +160,8 @@ def evaluate(
         raise SettingError("command line: give --ground-truth, or --benchmark and --root, not both")
     evaluations = []
     for place in (run, *(compare or ())):
-        with watching(f"scoring shards of {place}" if compare else "scoring shards") as watch:
+        what = f"scoring shards of {place}" if compare else "scoring shards"
+        with watching(what) as watch, redirect_stdout(sys.stderr):  # Ray tells on standard output of workers that died
             evaluations.append(evaluate_run(
                 place, truth, boundary=boundary, seen=_names(seen), again=again, engine=_engine(engine),
                 workers=workers, ray_address=ray_address, storage_options=options, watch=watch,
