@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ovss_ray.run.prefetch import Image, LoadedImage
 from ovss_ray.segmenters.base import Segmenter
 from ovss_ray.segmenters.registry import load_segmenter
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
+from ovss_ray.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +116,12 @@ def assess(setting: Setting, candidate: SettledCandidate, sample: Sequence[Sampl
 
 
 def _load_judge(setting: Setting) -> Judge:
-    spec = setting.spec
-    return Judge.load(setting.judge, setting.vocabulary, device=spec.device, dtype=spec.dtype)
+    return _judge_of(setting.judge, setting.vocabulary, setting.spec.device, setting.spec.dtype)
+
+
+@lru_cache(maxsize=1)  # one process assesses many candidates, and to encode the texts can take longer than to judge
+def _judge_of(clip: str, vocabulary: Vocabulary, device: str, dtype: str) -> Judge:
+    return Judge.load(clip, vocabulary, device=device, dtype=dtype)
 
 
 def _judged(

@@ -29,7 +29,7 @@ from ovss_ray.segmenters.registry import get_method
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
 
-CLASS_THRESHOLD = 0.1
+CLASS_THRESHOLD = 0.05
 _IMAGES_PER_BLOCK = 16  # of tars and Parquet files, where images that are far apart cost more
 Watch = Callable[[int, int], None]
 
@@ -62,8 +62,9 @@ class Choice:
     """What a choice came to.
 
     Attributes:
-        spec: the job with what is common to all candidates; its method and settings mean nothing.
-        judge: the CLIP that judged, by its full name.
+        spec: the job as it was given; its run, method and settings mean nothing.
+        clip: the CLIP of the segmenters, by its full name.
+        judge: the CLIP that judged, likewise.
         image_classes: the file with the classes of images; None if the judge found them.
         candidates: by key.
         ranking: of their keys.
@@ -71,6 +72,7 @@ class Choice:
     """
 
     spec: JobSpec
+    clip: str
     judge: str
     image_classes: str | None
     candidates: Mapping[str, SettledCandidate]
@@ -110,11 +112,9 @@ def choose(spec: JobSpec, question: Question, *, out: str | None = None, watch: 
         raise RunInterrupted(signal.SIGINT, "finished candidates are kept" if out else "nothing is kept") from None
 
 
-def _choose(spec: JobSpec, question: Question, folder: ChoiceFolder, place: Place, watch: Watch) -> Choice:
-    spec = spec.model_copy(update={"device": place.device})
-    resolved, candidates = _settle(spec, question, place.device)
-    vocabulary = resolved.vocabulary
-    spec = resolved.spec
+def _choose(asked: JobSpec, question: Question, folder: ChoiceFolder, place: Place, watch: Watch) -> Choice:
+    resolved, candidates = _settle(asked.model_copy(update={"device": place.device}), question)
+    spec, vocabulary = resolved.spec, resolved.vocabulary
     judge = resolve_weights(question.judge or spec.clip)
     check_query_lengths(vocabulary, judge.architecture)
     known = None
@@ -135,13 +135,14 @@ def _choose(spec: JobSpec, question: Question, folder: ChoiceFolder, place: Plac
         folder.write_assessment(missing[number], assessment)
         done[missing[number].key] = assessment
         watch(len(done), len(candidates))
+    folder.sweep()
     ranking = rank(sample, {key: done[key] for key in candidates})
     _refuse_hopeless(ranking, done)
-    return Choice(spec, judge.clip, question.image_classes, candidates, ranking, taken_over)
+    return Choice(asked, spec.clip, judge.clip, question.image_classes, candidates, ranking, taken_over)
 
 
-def _settle(spec: JobSpec, question: Question, device: str) -> tuple[ResolvedSpec, dict[str, SettledCandidate]]:
-    """Every candidate once, checked with its model and the classes; and the job that is common to all."""
+def _settle(spec: JobSpec, question: Question) -> tuple[ResolvedSpec, dict[str, SettledCandidate]]:
+    """The job that is common to all candidates, but for method and settings; and every candidate once, checked."""
     written = parse_candidates(question.methods)
     grids = {one.method: get_method(one.method).Settings.SEARCH for one in written}
     drawn = draw_candidates(written, grids, question.search, question.seed) if question.search else []
@@ -149,7 +150,7 @@ def _settle(spec: JobSpec, question: Question, device: str) -> tuple[ResolvedSpe
     resolved: ResolvedSpec | None = None
     for candidate in [*written, *map(_without_defaults, drawn)]:
         update = {"method": candidate.method, "settings": dict(candidate.settings)}
-        resolved = with_dtype(resolve(spec.model_copy(update=update)), device)
+        resolved = with_dtype(resolve(spec.model_copy(update=update)), spec.device)
         found = SettledCandidate.of(candidate, resolved.spec.settings, resolved.label_settings)
         settled.setdefault(found.key, found)
     assert resolved is not None

@@ -44,7 +44,7 @@ def choose(
     ] = None,
     class_threshold: Annotated[
         float, typer.Option(help="Probability from which a class counts as present, where the judge finds them.")
-    ] = 0.1,
+    ] = 0.05,
     out_folder: Annotated[
         str | None, typer.Option("--out", help="Folder that keeps rewards as they come: the same command continues.")
     ] = None,

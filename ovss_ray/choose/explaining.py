@@ -10,30 +10,24 @@ from rich.table import Table
 
 from ovss_ray.choose.candidates import setting_text
 from ovss_ray.choose.choose import Choice
-from ovss_ray.choose.ranking import Standing
 
 _NOT_FOR_LABEL = {"input", "run", "method", "settings", "storage_options", "protocol"}
 
 
 def choice_table(choice: Choice) -> Table:
     """The candidates, best first."""
-    table = Table("candidate", "mean reward", "accepted", "behind the best (95%)", "images/s")
+    table = Table("candidate", "mean reward", "accepted", "behind (95%)", "", "images/s")
+    table.columns[0].overflow = "fold"
     for standing in choice.ranking.standings:
         table.add_row(
             choice.candidates[standing.key].candidate.name,
             f"{standing.mean_reward:.3f}",
             f"{standing.accepted_share:.1%}",
-            _behind(standing),
+            "" if standing.behind is None else f"{standing.behind.low:+.2f} to {standing.behind.high:+.2f}",
+            "best" if standing.behind is None else "tied" if standing.tied else "",
             f"{standing.images_per_s:.1f}",
         )
     return table
-
-
-def _behind(standing: Standing) -> str:
-    if standing.behind is None:
-        return "best"
-    interval = f"{standing.behind.low:+.3f} to {standing.behind.high:+.3f}"
-    return f"{interval}, not distinguishable" if standing.tied else interval
 
 
 def choice_text(choice: Choice, label_command: str) -> str:
@@ -55,7 +49,8 @@ def choice_text(choice: Choice, label_command: str) -> str:
     ]
     tied = [names[one.key] for one in ranking.standings[1:] if one.tied]
     if tied:
-        lines.append(f"On this sample {choice.best.candidate.name} cannot be told from {', '.join(tied)}.")
+        best = choice.best.candidate.name
+        lines.append(f"Tied: on this sample {best} cannot be told from {', '.join(tied)}; the fastest of them may do.")
     lines.append(
         "The reward is no accuracy: it asks whether CLIP likes what a mask shows, not what the mask misses "
         "(docs/choosing.md). Look at some labels before a long run:"
@@ -69,8 +64,7 @@ def choice_text(choice: Choice, label_command: str) -> str:
 def label_command(choice: Choice) -> str:
     """The command that labels the input with the best candidate; its run directory is to be filled in."""
     words = ["ovss-ray", "label", choice.spec.input, "RUN"]
-    given = sorted(choice.spec.model_fields_set - _NOT_FOR_LABEL)
-    for name in given:
+    for name in sorted(choice.spec.model_fields_set - _NOT_FOR_LABEL):
         value = getattr(choice.spec, name)
         text = ",".join(value) if isinstance(value, tuple | list) else str(value)
         words += [f"--{name.replace('_', '-')}", text]
@@ -85,7 +79,7 @@ def choice_record(choice: Choice, label_command: str) -> dict[str, Any]:
     ranking = choice.ranking
     return {
         "input": choice.spec.input,
-        "clip": choice.spec.clip,
+        "clip": choice.clip,
         "judge": choice.judge,
         "image_classes": choice.image_classes or "judge",
         "images": ranking.images,
@@ -108,5 +102,5 @@ def choice_record(choice: Choice, label_command: str) -> dict[str, Any]:
 def _where_from(choice: Choice) -> str:
     if choice.image_classes is not None:
         return f"given by {choice.image_classes}; judged by {choice.judge}"
-    same = " (the model that segments, too)" if choice.judge == choice.spec.clip else ""
+    same = " (the model that segments, too)" if choice.judge == choice.clip else ""
     return f"found and judged by {choice.judge}{same}"

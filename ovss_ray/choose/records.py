@@ -4,7 +4,6 @@ OUT/
   choice.json                 what the rewards depend on beside the candidates
   images.parquet              the sample, and the classes of every image
   candidates/KEY.parquet      verdicts of one candidate; it is done if and only if the file exists
-  result.json                 the last ranking
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ovss_ray.labels.layout import RUN_FILE
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.manifest import ManifestRow
 
-_CHOICE, _IMAGES, _RESULT = "choice.json", "images.parquet", "result.json"
+_CHOICE, _IMAGES = "choice.json", "images.parquet"
 _LONGEST_VALUE = 80
 
 _IMAGES_SCHEMA = pa.schema(
@@ -64,6 +63,10 @@ class ChoiceFolder:
                 Path(self._directory.root).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"the folder {uri} cannot be made: {error.strerror}; give another --out") from error
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove temporary files, such as those of processes that were killed."""
         self._directory.sweep()
 
     def claim(self, identity: Mapping[str, Any]) -> None:
@@ -134,10 +137,6 @@ class ChoiceFolder:
         rows = [{**asdict(verdict), "accepted": list(verdict.accepted)} for verdict in assessment.verdicts]
         table = pa.Table.from_pylist(rows, _VERDICTS_SCHEMA.with_metadata(facts))
         self._directory.create(_file_of(candidate), _encode(table))
-
-    def write_result(self, record: Mapping[str, Any]) -> None:
-        """Keep the ranking in place of an earlier one."""
-        self._directory.replace(_RESULT, json.dumps(record, indent=1, ensure_ascii=False).encode())
 
     def _read(self, name: str) -> pa.Table | None:
         data = self._directory.read(name)

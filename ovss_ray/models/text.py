@@ -37,7 +37,7 @@ class TextTower:
     @property
     def logit_scale(self) -> float:
         """The factor on cosines that the model was trained with; 100 for OpenAI's."""
-        return float(self._model.logit_scale.exp())
+        return float(self._model.logit_scale.detach().exp())
 
     def check_lengths(self, vocabulary: Vocabulary) -> None:
         """As `check_query_lengths`, for this tower's own tokenizer."""
