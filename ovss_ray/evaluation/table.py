@@ -124,7 +124,7 @@ class Problem:
 class ImageScores:
     """The images of an evaluation, one row each: those that count of images that were labelled again.
 
-    About 30 bytes for every class in an image, and 200 for its names: 0.5 GB for a million images.
+    About a kilobyte for an image of twenty classes, its names included.
 
     Attributes:
         num_classes: C of the ground truth.

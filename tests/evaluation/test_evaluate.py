@@ -16,7 +16,7 @@ import ovss_ray
 from ovss_ray.errors import DamagedRunError, InputError, OvssError, SettingError
 from ovss_ray.evaluation.boundary import boundary_counts
 from ovss_ray.evaluation.confusion import ConfusionMatrix
-from ovss_ray.evaluation.evaluate import evaluate_run
+from ovss_ray.evaluation.evaluate import draws_for, evaluate_run
 from ovss_ray.evaluation.ground_truth import GroundTruth, open_folder_truth, open_ground_truth
 from ovss_ray.evaluation.interval import bootstrap_miou
 from ovss_ray.evaluation.result import Evaluation
@@ -78,6 +78,10 @@ def test_the_scores_are_those_of_all_pixels_at_once(places: tuple[str, str]) -> 
         "maskclip/voc21",
         {"crop": 0},
     )
+
+
+def test_many_images_are_drawn_less_often() -> None:
+    assert [draws_for(images) for images in (1, 5_000, 40_000, 10_000_000)] == [1000, 1000, 500, 100]
 
 
 def test_other_commands_take_no_notice_of_what_is_kept(tmp_path: Path) -> None:
