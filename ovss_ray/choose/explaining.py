@@ -34,6 +34,10 @@ def choice_text(choice: Choice, label_command: str) -> str:
     """What the table rests on, what it cannot tell, and what to do next."""
     ranking = choice.ranking
     lines = [f"Compared on {ranking.images:,} images with {ranking.classes:,} classes, {_where_from(choice)}."]
+    if choice.image_classes is None:
+        lines.append(
+            "CLIP finds few of the classes, and what it finds favours coarse masks: --image-classes is better."
+        )
     if ranking.too_few_classes:
         lines.append(
             f"{ranking.too_few_classes:,} more images have fewer than two classes: the reward says nothing there."
