@@ -10,7 +10,6 @@ import numpy as np
 from ovss_ray.evaluation.compare import Comparison, published_beside
 from ovss_ray.evaluation.ground_truth.truth import GroundTruth
 from ovss_ray.evaluation.metrics import Metrics
-from ovss_ray.evaluation.published import PublishedScore
 from ovss_ray.evaluation.result import Evaluation
 from ovss_ray.images.stores import StorageOptions
 from ovss_ray.labels.reading import open_run
@@ -66,7 +65,7 @@ def evaluation_page(
         Figures(_figures(evaluation)),
         Warnings(evaluation.warnings),
         *([] if comparison is None else [comparison_section(comparison)]),
-        _published_section(evaluation),
+        _published_section([evaluation] if comparison is None else [run.evaluation for run in comparison.runs]),
         _confusions(evaluation),
         Section("Classes", (Text(_CLASSES), _class_table(evaluation, truth))),
         Section("Worst and best images", (*galleries, *parts)),
@@ -179,21 +178,24 @@ def _mistaken_for(evaluation: Evaluation, index: int) -> str:
     return f"{(*evaluation.scores.names, 'nothing')[label]} {100 * row[label] / total:.0f} %"
 
 
-def _published_section(evaluation: Evaluation) -> Section:
-    published = published_beside([evaluation])
+def _published_section(evaluations: Sequence[Evaluation]) -> Section:
+    published = published_beside(evaluations)
     if not published:
-        nothing = f"No published mIoU of {evaluation.method} on {evaluation.truth} is known to this package."
+        methods = " and ".join(dict.fromkeys(evaluation.method for evaluation in evaluations))
+        nothing = f"No published mIoU of {methods} on {evaluations[0].truth} is known to this package."
         return Section("Published numbers", (Text(nothing),))
-    measured = ("this run", evaluation.clip, Bar(evaluation.scores.miou), "", "")
-    return Section("Published numbers", (Text(_PUBLISHED), _published_table(published, measured)))
-
-
-def _published_table(published: Sequence[PublishedScore], measured: tuple[str | Bar, ...]) -> Table:
-    rows = [
+    rows: list[tuple[str | Bar, ...]] = [
+        (f"{evaluation.method}, measured", evaluation.clip, Bar(evaluation.scores.miou), evaluation.run, "")
+        for evaluation in evaluations
+    ]
+    rows += [
         (score.label, score.backbone or "not said", Bar(score.miou / 100), score.source, score.remarks)
         for score in published
     ]
-    return Table(("method", "model", "mIoU", "source", "remarks"), (measured, *rows))
+    columns = 5 if any(score.remarks for score in published) else 4
+    header = ("method", "model", "mIoU", "source", "remarks")
+    table = Table(header[:columns], tuple(row[:columns] for row in rows))
+    return Section("Published numbers", (Text(_PUBLISHED), table))
 
 
 def _unscored(evaluation: Evaluation) -> Section:
@@ -208,8 +210,8 @@ def _unscored(evaluation: Evaluation) -> Section:
 
 
 def _worst_first(scores: Metrics) -> list[int]:
-    """Class ids by ascending IoU; at the end those without one."""
-    order: list[int] = np.argsort(np.nan_to_num(scores.class_iou, nan=math.inf), kind="stable").tolist()
+    """Class ids by ascending IoU, of equal ones those with more pixels first; at the end those without one."""
+    order: list[int] = np.lexsort((-scores.pixels, np.nan_to_num(scores.class_iou, nan=math.inf))).tolist()
     return order
 
 

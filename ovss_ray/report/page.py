@@ -236,7 +236,7 @@ h3 { font-size: 0.85rem; font-weight: 600; color: var(--soft); margin: 0; }
 .lead { font-size: 1.1rem; color: var(--soft); max-width: 46em; margin: 0; }
 section { margin-top: 40px; }
 h3.part { font-size: 1rem; color: var(--ink); margin: 28px 0 10px; }
-.warnings { border-left: 4px solid #d9822b; padding: 2px 16px; margin: 24px 0 0; max-width: 60em; }
+.warnings { border-left: 4px solid #d9822b; padding: 2px 16px 2px 32px; margin: 24px 0 0; max-width: 60em; }
 .warnings li { margin: 4px 0; }
 .figures { display: flex; flex-wrap: wrap; gap: 16px 48px; margin-top: 32px; }
 .figures b { display: block; font-size: 2.2rem; line-height: 1.15; font-variant-numeric: tabular-nums; }

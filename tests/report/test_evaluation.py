@@ -199,6 +199,19 @@ def test_runs_stand_side_by_side(scored_demo: ScoredDemo) -> None:
 def test_published_numbers_stand_beside_with_their_source(scored_demo: ScoredDemo) -> None:
     found = dataclasses.replace(scored_demo.evaluations["maskclip"], truth="voc21", method="naclip")
     text = words(evaluation_page(found, scored_demo.truth, classes=0))
-    assert f"this run demo {100 * found.scores.miou:.1f}" in text
+    assert f"naclip, measured demo {100 * found.scores.miou:.1f} {found.run} NACLIP " in text
     assert "NACLIP CLIP ViT-B/16 58.9 A Survey on Training-free Open-Vocabulary Semantic Segmentation" in text
     assert "NACLIP, PAMR, 10 steps, dilations 8 and 16 CLIP ViT-B/16 64.1 repository sinahmr/NACLIP, README" in text
+
+
+def test_remarks_and_the_methods_of_all_compared_runs_are_among_the_published(scored_demo: ScoredDemo) -> None:
+    changed = {"truth": "coco_stuff"}
+    first = dataclasses.replace(scored_demo.evaluations["maskclip"], method="tagclip", **changed)  # type: ignore[arg-type]
+    second = dataclasses.replace(scored_demo.evaluations["clipbase"], method="gem", **changed)  # type: ignore[arg-type]
+    third = dataclasses.replace(scored_demo.evaluations["coarser"], method="clip_surgery", **changed)  # type: ignore[arg-type]
+    comparison = compare_evaluations([first, second, third], resamples=5)
+    text = words(evaluation_page(first, scored_demo.truth, comparison=comparison, classes=0))
+    assert "quoted from the ITACLIP paper (reproduction)" in text
+    assert "CLIP Surgery CLIP ViT-B/16 21.9" in text
+    for method in ("tagclip", "gem", "clip_surgery"):
+        assert f"{method}, measured demo" in text
