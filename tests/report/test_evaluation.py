@@ -7,8 +7,10 @@ import dataclasses
 import io
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,10 +19,13 @@ import ovss_ray
 from ovss_ray.demo.scenes import CLASSES
 from ovss_ray.evaluation.compare import compare_evaluations
 from ovss_ray.evaluation.confusion import ConfusionMatrix, confusion_counts
+from ovss_ray.evaluation.evaluate import evaluate_run
 from ovss_ray.evaluation.ground_truth import open_folder_truth
 from ovss_ray.report.evaluation import evaluation_page
 from ovss_ray.report.galleries import LONGEST_SIDE
 from ovss_ray.report.page import paint_labels
+from ovss_ray.run.driver import run_job
+from ovss_ray.spec import JobSpec
 from tests.report.test_page import Outline
 from tests.scored_demo import ENLARGED, SCENES, ScoredDemo, read_labels
 
@@ -215,3 +220,20 @@ def test_remarks_and_the_methods_of_all_compared_runs_are_among_the_published(sc
     assert "CLIP Surgery CLIP ViT-B/16 21.9" in text
     for method in ("tagclip", "gem", "clip_surgery"):
         assert f"{method}, measured demo" in text
+
+
+def test_images_inside_a_tar_in_a_bucket_are_found(scored_demo: ScoredDemo, s3: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "scenes.tar", "w") as tar:
+        for name in ("00004", "00005"):
+            tar.add(scored_demo.folder / f"images/{name}.jpg", f"{name}.jpg")
+    fs, bucket = fsspec.core.url_to_fs(s3)
+    fs.put(str(tmp_path / "scenes.tar"), f"{bucket}/scenes.tar")
+    fs.put(str(scored_demo.labels), f"{bucket}/labels", recursive=True)
+    job = {"input": f"{s3}/scenes.tar", "run": f"{s3}/run", "classes": list(CLASSES), "clip": "demo", "engine": "local"}
+    run_job(JobSpec.build(job, source="test"))
+    truth = open_folder_truth(f"{s3}/labels", list(CLASSES))
+    found = evaluate_run(f"{s3}/run", truth, engine="local")
+    shown = pictures(evaluation_page(found, truth, classes=2))
+    for name in ("00004", "00005"):
+        with Image.open(scored_demo.folder / f"images/{name}.jpg") as photo:
+            assert np.abs(np.asarray(photo).astype(int) - shown[f"image {name}"]).mean() < 10
