@@ -18,7 +18,7 @@ from rich.table import Table
 from ovss_ray.catalogue import print_methods, print_protocols
 from ovss_ray.choose.command import choose
 from ovss_ray.errors import OvssError
-from ovss_ray.evaluation.command import evaluate
+from ovss_ray.evaluation.command import evaluate, scoring
 from ovss_ray.flags import (
     HOW,
     JOB_FLAGS,
@@ -86,7 +86,7 @@ def run_file(
     run: Annotated[str | None, typer.Option("--run", help="Replaces `run` of the file.")] = None,
     verbose: Verbose = 0,
 ) -> None:
-    """Run a job file, or continue its run; a flag replaces the field of the file.
+    """Run a job file, or continue its run; a flag replaces the field of the file. Then score it, if it says `evaluate`.
 
     ${NAME} and ${NAME:-default} in the file are taken from the environment.
     """
@@ -97,7 +97,8 @@ def run_file(
 def _run(spec: JobSpec, verbose: int) -> None:
     from ovss_ray.run.driver import run_job
 
-    _print_summary(run_job(spec, reporter=reporter_for(spec, verbose)))
+    with scoring(spec):
+        _print_summary(run_job(spec, reporter=reporter_for(spec, verbose)))
 
 
 @app.command(epilog=EPILOG)
@@ -356,9 +357,8 @@ def demo(
     from ovss_ray.demo.tour import take_tour
     from ovss_ray.run.progress import LogReporter, TerminalReporter
 
-    terminal = err.is_terminal
     configure_logging(LogSettings(log_level(verbose, quiet=True)))
-    reporter = TerminalReporter(err) if terminal else LogReporter()
+    reporter = TerminalReporter(err) if err.is_terminal else LogReporter()
     tour = take_tour(folder, scenes=scenes, seed=seed, engine=engine, reporter=reporter)
     table = Table("class", "IoU")
     for name, iou in tour.class_iou.items():

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ovss_ray.errors import SettingError, explain_invalid, explain_yaml, nearest
+from ovss_ray.evaluation.spec import EvaluateSpec
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
 from ovss_ray.images.listing import DEFAULT_EXTENSIONS
 from ovss_ray.segmenters.protocols import load_protocol
@@ -32,7 +33,7 @@ class JobSpec(BaseModel):
         min_length=1,
         description="Images: a folder (searched recursively), a glob, WebDataset tars (train-{000..499}.tar), Parquet "
         "files with image bytes, a .txt/.csv/.jsonl/.parquet list of URIs, or the manifest.json of an S3 Inventory; "
-        "local, s3://, gs://, az:// or http(s)://.",
+        "local, s3://, gs://, az:// or http(s)://. benchmark://voc21/val::DATA: the images of a benchmark's split.",
     )
     run: str = Field(
         min_length=1,
@@ -151,6 +152,22 @@ class JobSpec(BaseModel):
         default_factory=dict,
         description="fsspec options per protocol, e.g. {s3: {endpoint_url: ...}}; never written to the run directory.",
     )
+    evaluate: EvaluateSpec | None = Field(
+        default=None,
+        description="Ground truth that `ovss-ray run` scores the complete run against; of a benchmark, its images are "
+        "the default of `input`. In job files only.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_images_of_benchmark(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("evaluate") is None:
+            return values
+        evaluate = values["evaluate"]
+        if not isinstance(evaluate, EvaluateSpec):
+            evaluate = EvaluateSpec.build(evaluate)
+        filled = {} if evaluate.images is None else {"input": evaluate.images.uri}
+        return {**filled, **values, "evaluate": evaluate}
 
     @model_validator(mode="before")
     @classmethod

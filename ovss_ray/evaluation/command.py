@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ovss_ray.evaluation.compare import Comparison
     from ovss_ray.evaluation.ground_truth import GroundTruth
     from ovss_ray.evaluation.result import Evaluation
+    from ovss_ray.spec import JobSpec
 
 _BENCHMARK, _FOLDER, _SCORES, _ENGINE = "A benchmark", "A folder of one's own", "Scores", "Engine"
 
@@ -168,6 +169,29 @@ def evaluate(
             ))  # fmt: skip
     _tell(evaluations, truth, json_file, page, options)
     raise typer.Exit(evaluations[0].exit_code)
+
+
+@contextmanager
+def scoring(job: JobSpec) -> Iterator[None]:
+    """Score a job's run, as its `evaluate` asks, after the context has completed it; nothing without `evaluate`.
+
+    Ends the command with the exit code of `ovss-ray evaluate`.
+
+    Raises:
+        OvssError: what can be found wrong before images are labelled is raised on entering.
+    """
+    if job.evaluate is None:
+        yield
+        return
+    from ovss_ray.evaluation.job import evaluate_job, open_truth
+
+    truth = open_truth(job, job.evaluate)
+    yield
+    with watching("scoring shards") as watch:
+        found = evaluate_job(job, job.evaluate, truth, watch=watch)
+    page = None if job.evaluate.page is None else Path(job.evaluate.page)
+    _tell([found], truth, job.evaluate.json_file, page, job.storage_options)
+    raise typer.Exit(found.exit_code)
 
 
 def _benchmark(

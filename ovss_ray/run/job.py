@@ -14,6 +14,7 @@ from typing import Any
 from ovss_ray.errors import RunMismatchError
 from ovss_ray.images.decoding import DECODING_VERSION
 from ovss_ray.images.listing import ImageRef, list_images
+from ovss_ray.images.splits import parse_split
 from ovss_ray.images.stores import is_local, local_path
 from ovss_ray.labels.additions import Addition, grown
 from ovss_ray.labels.layout import FORMAT_VERSION, Manifest
@@ -78,9 +79,14 @@ class LabellingJob:
 
 
 def images_of(spec: JobSpec) -> Iterator[ImageRef]:
-    """List the images of a job; raises as `list_images` does."""
+    """List the images of a job; raises as `list_images` and `list_split` do."""
     settings = {name: getattr(spec, name) for name in LISTING_SETTINGS}
-    return list_images(spec.input, storage_options=spec.storage_options, **settings)
+    split = parse_split(spec.input)
+    if split is None:
+        return list_images(spec.input, storage_options=spec.storage_options, **settings)
+    from ovss_ray.evaluation.ground_truth.images import list_split
+
+    return list_split(split, storage_options=spec.storage_options, **settings)
 
 
 def resolve(spec: JobSpec, vocabulary: Vocabulary | None = None) -> ResolvedSpec:
@@ -118,10 +124,17 @@ def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
     updates: dict[str, Any] = {
         "settings": settings.model_dump(mode="json"),
         "clip": weights.clip,
-        "input": local_path(spec.input) if is_local(spec.input) else spec.input,
+        "input": _absolute(spec.input),
         "run": local_path(spec.run) if is_local(spec.run) else spec.run.rstrip("/"),
     }
     return ResolvedSpec(spec.model_copy(update=updates), vocabulary, weights.digest, settings.label_settings())
+
+
+def _absolute(source: str) -> str:
+    split = parse_split(source)
+    if split is not None:
+        return split.absolute().uri
+    return local_path(source) if is_local(source) else source
 
 
 def with_dtype(resolved: ResolvedSpec, device: str) -> ResolvedSpec:

@@ -46,6 +46,22 @@ BENCHMARKS = tuple(_BENCHMARKS)
 """The names that `open_ground_truth` knows; each is a shipped vocabulary too."""
 
 
+def published_images(benchmark: str, split: str) -> int | None:
+    """How many images a split was published with; None where that is not known.
+
+    Raises:
+        SettingError: there is no such benchmark or split.
+    """
+    known = _BENCHMARKS.get(benchmark)
+    if known is None:
+        raise SettingError(
+            f"there is no benchmark '{benchmark}', only {', '.join(BENCHMARKS)}{nearest(benchmark, BENCHMARKS)}"
+        )
+    if split not in known.images:
+        raise SettingError(f"{benchmark} has no split '{split}', only {', '.join(known.images)}")
+    return known.images[split]
+
+
 def open_ground_truth(
     benchmark: str,
     root: str | os.PathLike[str],
@@ -66,13 +82,8 @@ def open_ground_truth(
         SettingError: there is no such benchmark or split.
         InputError: the store cannot be read, or the files are not there; says what was looked for and what is there.
     """
-    known = _BENCHMARKS.get(benchmark)
-    if known is None:
-        raise SettingError(
-            f"there is no benchmark '{benchmark}', only {', '.join(BENCHMARKS)}{nearest(benchmark, BENCHMARKS)}"
-        )
-    if split not in known.images:
-        raise SettingError(f"{benchmark} has no split '{split}', only {', '.join(known.images)}")
+    expected = published_images(benchmark, split)
+    known = _BENCHMARKS[benchmark]
     place = DataRoot.of(os.fspath(root), storage_options)
     vocabulary = load_vocabulary(benchmark)
     annotations = known.open(place, benchmark, split)
@@ -80,7 +91,7 @@ def open_ground_truth(
         name=benchmark,
         vocabulary=vocabulary,
         root=place.uri,
-        expected_images=known.images[split],
+        expected_images=expected,
         source=annotations.source,
         table=IdTable(annotations.ids, vocabulary.label_dtype, annotations.otherwise),
         split=split,

@@ -37,15 +37,20 @@ _CONTEXT_TIFFS = (
 def open_voc(root: DataRoot, benchmark: str, split: str) -> Annotations:
     """VOC 2012 with (`voc21`) or without (`voc20`) background."""
     found = root.find([_VOC], f"ground truth of {benchmark}")
-    listed = _read_list(root, "VOCdevkit/VOC2012/ImageSets/Segmentation", split)
+    listed = voc_list(root, split)
     ignored = {255: 255} if benchmark == "voc21" else {0: 255, 255: 255}
     return _listed(root, found, read_indices, load_source_ids(benchmark) | ignored, listed)
+
+
+def voc_list(root: DataRoot, split: str) -> frozenset[str]:
+    """The ids of a split of the segmentation challenge."""
+    return _read_list(root, "VOCdevkit/VOC2012/ImageSets/Segmentation", split)
 
 
 def open_context(root: DataRoot, benchmark: str, split: str) -> Annotations:
     """PASCAL Context with (`context60`) or without (`context59`) background, from PNGs or from the JSON file."""
     found = root.find([_CONTEXT_PNG, _CONTEXT_JSON], f"ground truth of {benchmark}")
-    listed = _context_list(root, split)
+    listed = context_list(root, split)
     if found.layout is _CONTEXT_JSON:
         source = read_merged(root, found.files["trainval_merged"], listed)
         return Annotations(source, {0: 255} | load_source_ids(benchmark), listed=listed)
@@ -57,7 +62,7 @@ def open_context(root: DataRoot, benchmark: str, split: str) -> Annotations:
 def open_context459(root: DataRoot, benchmark: str, split: str) -> Annotations:
     """PASCAL Context with all 459 classes, from the MATLAB files or from 16-bit TIFFs."""
     found = root.find([_CONTEXT_MAT, *_CONTEXT_TIFFS], f"ground truth of {benchmark}")
-    listed = _context_list(root, split)
+    listed = context_list(root, split)
     if found.layout is _CONTEXT_MAT:
         return _listed(root, found, read_mat, {0: 65535} | load_source_ids(benchmark), listed)
     return _listed(root, found, read_indices, dict(enumerate(range(459))) | {65535: 65535}, listed)
@@ -70,7 +75,8 @@ def _listed(
     return Annotations(AnnotationFiles(root, files, decode), ids, listed=listed)
 
 
-def _context_list(root: DataRoot, split: str) -> frozenset[str]:
+def context_list(root: DataRoot, split: str) -> frozenset[str]:
+    """The ids of a split of PASCAL Context."""
     if split != "val":
         return _read_list(root, "VOCdevkit/VOC2010/ImageSets/SegmentationContext", split)
     text = (resources.files(__package__) / "context_val.txt").read_text("utf-8")  # which no archive holds
