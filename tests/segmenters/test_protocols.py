@@ -118,6 +118,31 @@ def test_vocabularies_and_templates_are_those_of_the_authors() -> None:
     assert load_vocabulary("voc21", templates=load_protocol("gem/ade20k").templates).templates == ("a photo of a {}.",)
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "renamed"),
+    [
+        ("voc21", {}),
+        (
+            "coco_object",
+            {
+                "motorcycle": "motorbike",
+                "airplane": "aeroplane",
+                "couch": "sofa",
+                "potted plant": "pottedplant",
+                "dining table": "diningtable",
+                "tv": "tvmonitor",
+            },
+        ),
+        ("coco_stuff", {"potted plant": "pottedplant", "dining table": "diningtable"}),
+    ],
+)
+def test_tagclip_reads_one_name_a_class(benchmark: str, renamed: dict[str, str]) -> None:
+    vocabulary = load_vocabulary(load_protocol(f"tagclip/{benchmark}").classes)
+    assert {item.name: item.queries for item in vocabulary.classes} == {
+        name: (renamed.get(name, name),) for name in vocabulary.names
+    }
+
+
 def test_settings_of_single_methods() -> None:
     resclip = load_protocol("resclip/coco_object").settings
     names = ("temp_thd", "tau_r", "l_r", "tau_s", "l_s", "sigma")
