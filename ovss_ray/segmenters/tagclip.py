@@ -98,10 +98,10 @@ class TagCLIPSettings(SegmenterSettings):
         default=None, ge=0, lt=1, description="Relative score above which a class is a tag; 0.5, for stuff 0.1."
     )
     cam_blocks: tuple[int, ...] | None = Field(
-        default=None, min_length=1, description="Blocks whose attention spreads the masks; 4 to 10, else to 11."
+        default=None, min_length=1, description="Blocks whose attention spreads the masks; 4 to 11, for voc 4 to 10."
     )
     cam_box_thd: float | None = Field(
-        default=None, ge=0, lt=1, description="Relative height above which a mask is boxed; 0.4, but for voc 0.7."
+        default=None, ge=0, lt=1, description="Relative height above which a mask is boxed; 0.7, for voc 0.4."
     )
     background_names: Literal["auto"] | tuple[str, ...] = Field(
         default="auto",
