@@ -40,14 +40,14 @@ def choice_text(choice: Choice, label_command: str) -> str:
         )
     if ranking.too_few_classes:
         lines.append(
-            f"{ranking.too_few_classes:,} more images have fewer than two classes: the reward says nothing there."
+            f"Images with fewer than two classes, of which the reward says nothing: {ranking.too_few_classes:,}."
         )
     if ranking.unread:
         number, reason = len(ranking.unread), next(iter(ranking.unread.values()))
-        lines.append(f"{number:,} images could not be read and are left out of all (e.g. {reason}).")
+        lines.append(f"Images that could not be read, left out for all: {number:,} (e.g. {reason}).")
     names = {key: settled.candidate.name for key, settled in choice.candidates.items()}
     lines += [
-        f"{names[one.key]} failed on {one.unsegmented:,} images; their classes count as not accepted."
+        f"Images that {names[one.key]} failed on, whose classes count as not accepted: {one.unsegmented:,}."
         for one in ranking.standings
         if one.unsegmented
     ]

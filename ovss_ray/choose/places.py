@@ -91,7 +91,9 @@ class _OnRay:
     def calls(self, function: Callable[..., R], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, R]]:
         import ray
 
-        remote = ray.remote(_with_threads).options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=1)
+        # A process that has used a GPU keeps some of its memory, so each gets one call.
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_calls": int(self.gpus > 0), "max_retries": 1}
+        remote = ray.remote(**options)(_with_threads)
         threads = self.threads if self.device == "cpu" else None
         numbers = {remote.remote(threads, function, arguments): number for number, arguments in enumerate(tasks)}
         waiting = list(numbers)

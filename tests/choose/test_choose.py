@@ -124,7 +124,7 @@ def test_images_that_cannot_be_read_are_listed(folder: Path, scenes: list[Scene]
     assert choice.ranking.images == 3
     (reason,) = choice.ranking.unread.values()
     assert reason.startswith("corrupt: ")
-    assert "1 images could not be read" in choice_text(choice, "")
+    assert "could not be read, left out for all: 1 (e.g. corrupt: " in choice_text(choice, "")
     rows = ["image,classes", *(f"{name}.png,circle;square" for name in ("0", "1", "broken"))]
     (tmp_path / "classes.csv").write_text("\n".join(rows))
     given = choose(spec_of(tmp_path), asked("maskclip", image_classes=str(tmp_path / "classes.csv")))
@@ -139,7 +139,7 @@ def test_images_that_a_method_fails_on_are_listed(folder: Path, class_file: Path
     by_method = {choice.candidates[one.key].candidate.method: one for one in choice.ranking.standings}
     assert (by_method[method].unsegmented, by_method["maskclip"].unsegmented) == (failing, 0)
     assert by_method[method].reward < by_method["maskclip"].reward
-    assert f"{method} failed on {failing} images" in choice_text(choice, "")
+    assert f"Images that {method} failed on, whose classes count as not accepted: {failing}." in choice_text(choice, "")
 
 
 def test_search_draws_what_methods_declare(folder: Path, class_file: Path) -> None:
