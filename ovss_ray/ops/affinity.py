@@ -33,7 +33,7 @@ def votes_and_means(maps: Iterable[Tensor], groups: Sequence[Collection[int]]) -
 
     Args:
         maps: the map of each block, [n, n] float32, in order.
-        groups: block numbers, none empty.
+        groups: block numbers, none empty; one that is named twice counts once.
 
     Returns:
         votes [n, n] int: in how many maps a weight is above the mean of its map; and the mean map of each group.
@@ -49,7 +49,7 @@ def votes_and_means(maps: Iterable[Tensor], groups: Sequence[Collection[int]]) -
             if index in group:
                 total += weights
     assert votes is not None
-    return votes, [total / len(group) for total, group in zip(sums, groups, strict=True)]
+    return votes, [total / len(set(group)) for total, group in zip(sums, groups, strict=True)]
 
 
 def symmetric_transition(affinity: Tensor, rounds: int = 3) -> Tensor:
