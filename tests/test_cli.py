@@ -39,7 +39,9 @@ def test_every_setting_is_a_flag_with_its_description() -> None:
     assert "Exit codes" in shown
 
 
-@pytest.mark.parametrize("command", ["label", "run", "choose", "status", "extend", "retry", "verify", "methods", "demo"])
+@pytest.mark.parametrize(
+    "command", ["label", "run", "choose", "status", "extend", "retry", "verify", "methods", "demo"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     result = ovss_ray(command, "--help")
     assert result.returncode == 0

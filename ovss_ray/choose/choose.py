@@ -129,11 +129,12 @@ def _choose(asked: JobSpec, question: Question, folder: ChoiceFolder, place: Pla
     _refuse_silent(sample, question)
     done = {key: found for key, one in candidates.items() if (found := folder.read_assessment(one)) is not None}
     taken_over = len(done)
-    missing = [one for key, one in candidates.items() if key not in done]
+    missing = {one.candidate.name: one for key, one in candidates.items() if key not in done}
     watch(len(done), len(candidates))
-    for number, assessment in place.calls(assess, [(setting, one, sample) for one in missing]):
-        folder.write_assessment(missing[number], assessment)
-        done[missing[number].key] = assessment
+    tasks = {name: (setting, one, sample) for name, one in missing.items()}
+    for name, assessment in place.calls(assess, tasks):
+        folder.write_assessment(missing[name], assessment)
+        done[missing[name].key] = assessment
         watch(len(done), len(candidates))
     folder.sweep()
     ranking = rank(sample, {key: done[key] for key in candidates})
@@ -196,7 +197,7 @@ def _with_classes(
     if known is not None:
         names = [known.name_of(row.uri) or "" for row in rows]
         return [SampledImage(row, known.classes[name]) for row, name in zip(rows, names, strict=True)]
-    ((_, found),) = place.calls(find_classes, [(setting, rows, question.class_threshold)])
+    ((_, found),) = place.calls(find_classes, {"finding classes": (setting, rows, question.class_threshold)})
     return found
 
 

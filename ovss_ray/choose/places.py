@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -31,11 +31,15 @@ class Place(Protocol):
     @property
     def threads(self) -> int: ...
 
-    def calls(self, function: Callable[..., R], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, R]]:
+    def calls(self, function: Callable[..., R], tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, R]]:
         """Call a function of a module with each of several tuples of arguments, all picklable.
 
+        Args:
+            function: to call.
+            tasks: the arguments, by a name for messages.
+
         Returns:
-            the number of the tuple and what came of it, as calls end.
+            the name and what came of it, as calls end.
         """
 
 
@@ -67,9 +71,9 @@ class _Here:
     device: str
     threads: int
 
-    def calls(self, function: Callable[..., R], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, R]]:
-        for number, arguments in enumerate(tasks):
-            yield number, function(*arguments)
+    def calls(self, function: Callable[..., R], tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, R]]:
+        for name, arguments in tasks.items():
+            yield name, function(*arguments)
 
 
 def _here(spec: JobSpec) -> Place:
@@ -88,19 +92,19 @@ class _OnRay:
     cpus: float
     gpus: float
 
-    def calls(self, function: Callable[..., R], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, R]]:
+    def calls(self, function: Callable[..., R], tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, R]]:
         import ray
 
         # A process that has used a GPU keeps some of its memory, so each gets one call.
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_calls": int(self.gpus > 0), "max_retries": 1}
         remote = ray.remote(**options)(_with_threads)
         threads = self.threads if self.device == "cpu" else None
-        numbers = {remote.remote(threads, function, arguments): number for number, arguments in enumerate(tasks)}
-        waiting = list(numbers)
+        names = {remote.remote(threads, function, arguments): name for name, arguments in tasks.items()}
+        waiting = list(names)
         try:
             while waiting:
                 (done,), waiting = ray.wait(waiting, num_returns=1)
-                yield numbers[done], _result(done)
+                yield names[done], _result(done, names[done])
         finally:
             for reference in waiting:
                 ray.cancel(reference, force=True)
@@ -129,7 +133,7 @@ def _with_threads(threads: int | None, function: Callable[..., R], arguments: tu
     return function(*arguments)
 
 
-def _result(reference: Any) -> Any:
+def _result(reference: Any, name: str) -> Any:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -138,6 +142,8 @@ def _result(reference: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, OvssError):
             raise error.cause from None
-        raise RunFailedError(f"assessing a candidate failed: {' '.join(str(error.cause).split())}") from error
+        raise RunFailedError(
+            f"{name} failed: {type(error.cause).__name__}: {' '.join(str(error.cause).split())}"
+        ) from error
     except RayError as error:
-        raise RunFailedError(f"assessing a candidate failed: {' '.join(str(error).split())[:300]}") from error
+        raise RunFailedError(f"{name} failed: {' '.join(str(error).split())[:300]}") from error
