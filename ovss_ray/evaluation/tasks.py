@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -61,7 +62,12 @@ def _here(scorer: ShardScorer, shards: Sequence[int]) -> Iterator[int]:
 def _in_processes(scorer: ShardScorer, shards: Sequence[int], workers: int) -> Iterator[int]:
     waiting = iter(shards)
     # Not forked: the threads and connections of the stores do not survive that.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for this process: they finish what they have
+    ) as pool:
         try:
             running = {pool.submit(_score, scorer, shard): shard for shard in islice(waiting, workers)}
             while running:
@@ -90,7 +96,8 @@ def _in_ray(scorer: ShardScorer, shards: Sequence[int], workers: int | None, add
         running: dict[Any, int] = {}
         while True:
             limit = workers or _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
-            running.update({task.remote(shared, shard): shard for shard in islice(waiting, limit - len(running))})
+            free = max(limit - len(running), 0)  # a cluster can shrink
+            running.update({task.remote(shared, shard): shard for shard in islice(waiting, free)})
             if not running:
                 return
             (settled, *_), _ = ray.wait(list(running), num_returns=1)
@@ -133,7 +140,7 @@ class _Attempts:
         if at_last is None:
             raise error from None
         if self._failed[shard] > RETRIES:
-            raise at_last from error
+            raise at_last from (None if at_last is error else error)
         log.warning("scoring shard %d failed and is tried again: %s", shard, " ".join(str(error).split())[:300])
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovss_ray.errors import DamagedRunError, OvssError, SettingError, nearest
-from ovss_ray.images.stores import StorageOptions, explained, open_store
+from ovss_ray.images.stores import StorageOptions, explained, open_store, store_failure
 from ovss_ray.labels.additions import grown, read_additions
 from ovss_ray.labels.codecs import LabelMap, decode_label_map
 from ovss_ray.labels.layout import SHARDS_FOLDER, Manifest
@@ -303,7 +303,7 @@ class Run:
         try:
             return decode_label_map(row["label_map"], row["height"], row["width"], self.vocabulary.label_dtype)
         except OvssError as error:
-            raise OvssError(f"image {row['image_id']} of {self.uri}: {error}") from error
+            raise DamagedRunError(f"image {row['image_id']} of {self.uri}: {error}") from error
 
     @cached_property
     def _views(self) -> ShardViews:
@@ -325,13 +325,16 @@ class Run:
             ) from None
         with file:
             try:
-                parquet = pq.ParquetFile(file, pre_buffer=True)
-            except pa.ArrowInvalid as error:
+                parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+                check_schema(parquet.schema_arrow, "shard", self._uri_of(shard))
+                yield parquet
+            except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+                if not _tells_damage(error):
+                    raise
+                reason = _first_line(error)
                 raise DamagedRunError(
-                    f"{self._uri_of(shard)} is damaged ({error}); remove it and continue the run"
+                    f"{self._uri_of(shard)} is damaged ({reason}); remove it and continue the run"
                 ) from error
-            check_schema(parquet.schema_arrow, "shard", self._uri_of(shard))
-            yield parquet
 
     def _require_shards(self, done: Sequence[int]) -> None:
         if not done:
@@ -365,6 +368,13 @@ def _read_image(parquet: pq.ParquetFile, image_id: int) -> dict[str, Any] | None
                 row: dict[str, Any] = rows.slice(position, 1).to_pylist()[0]
                 return row
     return None
+
+
+def _tells_damage(error: Exception) -> bool:
+    """Whether it is about the bytes of a Parquet file: PyArrow says so by a plain `OSError` too."""
+    if not isinstance(error, OSError):
+        return True
+    return error.errno is None and not isinstance(error, OvssError) and store_failure(error) == "other"
 
 
 def _first_line(error: Exception) -> str:

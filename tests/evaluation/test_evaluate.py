@@ -335,6 +335,20 @@ class TestEngines:
         kept = next((tmp_path / "run" / "evaluation").iterdir())
         assert (kept / "00000000.parquet").exists()
 
+    @pytest.mark.parametrize("times", [3, 4])
+    def test_a_store_that_fails_is_asked_four_times(self, tmp_path: Path, times: int) -> None:
+        run, truth = scored_run(str(tmp_path / "run"), str(tmp_path / "truth"))
+        run.write()
+        folder = open_folder_truth(tmp_path / "truth", list(NAMES))
+        busy = DeadlyTruth(folder, tmp_path / "failed", times, says="the store is busy")
+        if times < 4:
+            found = evaluate(run.uri, busy, engine="ray")
+            np.testing.assert_array_equal(found.images.confusion().counts, expected(run, truth).counts)
+        else:
+            with pytest.raises(InputError, match="^the store is busy$"):
+                evaluate(run.uri, busy, engine="ray")
+        assert (tmp_path / "failed").read_text() == "x" * times
+
     def test_what_a_task_says_of_a_file_arrives(self, tmp_path: Path) -> None:
         run, _ = scored_run(str(tmp_path / "run"), str(tmp_path / "truth"))
         run.write()

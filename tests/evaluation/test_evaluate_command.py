@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -143,6 +144,26 @@ def test_killed_and_given_again_it_goes_on(tmp_path: Path, engine: str) -> None:
     after = tables(run.uri)
     assert len(after) == run_shards
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_with_the_command_that_goes_on(tmp_path: Path, workers: str) -> None:
+    rng = np.random.default_rng(5)
+    truth = {image_id: draw_labels(rng, len(NAMES)).repeat(12, 0).repeat(12, 1) for image_id in range(90)}
+    write_truth(str(tmp_path / "truth"), truth)
+    run = TinyRun(str(tmp_path / "run"), list(truth.values())).write()
+    arguments = [run.uri, "--ground-truth", str(tmp_path / "truth"), "--classes", ",".join(NAMES)]
+    command = [sys.executable, "-m", "ovss_ray", "evaluate", *arguments, "--engine", "local", "--workers", workers]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while len(tables(run.uri)) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes get it
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopped by SIGINT; the shards that were scored are kept" in said
+    assert "Continue with:" in said
+    assert "Traceback" not in said
 
 
 def tables(run: str) -> dict[str, int]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ovss_ray.errors import ImageError
+from ovss_ray.errors import ImageError, InputError
 from ovss_ray.evaluation.ground_truth import GroundTruth
 from ovss_ray.labels import encode_shard, failed_row, load_schema, summarise
 from ovss_ray.labels.additions import Addition
@@ -140,11 +140,14 @@ def scored_run(uri: str, truth: str, *, images: int = 10, seed: int = 0) -> tupl
 
 
 class DeadlyTruth(GroundTruth):
-    """Ground truth that ends the process which reads image 5, as often as it is told; counts in a file."""
+    """Ground truth that ends the process which reads image 5, as often as it is told; counts in a file.
 
-    def __init__(self, truth: GroundTruth, count: Path, times: int) -> None:
+    Or, with a sentence, a store that fails with it.
+    """
+
+    def __init__(self, truth: GroundTruth, count: Path, times: int, *, says: str | None = None) -> None:
         super().__init__("deadly", truth.vocabulary, truth.root, None)
-        object.__setattr__(self, "rest", (truth, count, times))
+        object.__setattr__(self, "rest", (truth, count, times, says))
 
     def names(self) -> tuple[str, ...]:
         return self.rest[0].names()
@@ -153,10 +156,12 @@ class DeadlyTruth(GroundTruth):
         return self.rest[0].name_of(image_uri)
 
     def read(self, name: str) -> Labels:
-        truth, count, times = self.rest
+        truth, count, times, says = self.rest
         died = len(count.read_text()) if count.exists() else 0
         if name == name_of(5) and died < times:
             count.write_text("x" * (died + 1))
+            if says is not None:
+                raise InputError(says)
             os._exit(1)
         return truth.read(name)
 
