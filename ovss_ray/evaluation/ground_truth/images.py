@@ -89,7 +89,7 @@ def list_split(
 ) -> Iterator[ImageRef]:
     """List the images of a split, in the order of their folder.
 
-    Images that are not there are missed by a warning; the evaluation names them.
+    If some are not there, a warning says how many are; the evaluation names those that lack.
 
     Args:
         split: the benchmark, the split, and the root of the data set as for `open_ground_truth`; annotations need not
@@ -120,7 +120,9 @@ def list_split(
     images = (image for image in everything if _basename(image.uri) in basenames)
     first = next(images, None)
     if first is None:
-        raise InputError(f"none of the {len(files):,} images of the split in {folder} is left; use a larger sample")
+        raise InputError(
+            f"none of the {len(files):,} images of the split in {folder} is left by sample and extensions; widen them"
+        )
     return islice(chain([first], images), limit)
 
 
