@@ -121,7 +121,8 @@ def measure(
 def _iou(counts: Counts) -> FloatVector:
     both, predicted, true = counts.T
     with np.errstate(invalid="ignore"):
-        return np.true_divide(both, predicted + true - both)
+        iou: FloatVector = np.true_divide(both, predicted + true - both)
+    return iou
 
 
 def _number(value: float | None) -> float | None:
