@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from ovss_ray.evaluation.boundary import boundary_counts
 from ovss_ray.evaluation.confusion import ConfusionMatrix
 from ovss_ray.evaluation.evaluate import draws_for, evaluate_run
 from ovss_ray.evaluation.ground_truth import GroundTruth, open_folder_truth, open_ground_truth
+from ovss_ray.evaluation.ground_truth.truth import MappedTruth
 from ovss_ray.evaluation.interval import bootstrap_miou
 from ovss_ray.evaluation.result import Evaluation
 from ovss_ray.run.cluster import connect
@@ -199,6 +201,17 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
         "the ground truth lacks cat of the run",
         "the run never had fox of the ground truth",
     ]
+
+
+def test_labels_are_shrunk_where_the_truth_is(tmp_path: Path, rng: np.random.Generator) -> None:
+    truth = {image_id: rng.integers(0, 4, (10, 6)).astype(np.uint8) for image_id in range(2)}
+    large = rng.integers(0, 4, (20, 12)).astype(np.uint8)
+    run = TinyRun(str(tmp_path / "run"), [large, rng.integers(0, 4, (10, 6)).astype(np.uint8)]).write()
+    folder = open_folder_truth(write_truth(str(tmp_path / "truth"), truth), list(NAMES))
+    assert isinstance(folder, MappedTruth)
+    found = evaluate(run.uri, dataclasses.replace(folder, short_side=6))
+    halved = TinyRun("", [large[::2, ::2], run.labels[1]])
+    np.testing.assert_array_equal(found.images.confusion().counts, expected(halved, truth).counts)
 
 
 class TestWhatIsKept:
