@@ -211,9 +211,11 @@ class _Session:
             try:
                 self._carry_out(self._scheduler.start())
                 while self._scheduler.remaining and not (stop.received and self._give_up(stop)):
-                    for event in self._pool.poll(POLL_S):
-                        self._take(event)
+                    events = self._pool.poll(POLL_S)
+                    # Before the events are taken: a worker without further work is let go, and its times with it.
                     self.progress.observe(self._pool.progress())
+                    for event in events:
+                        self._take(event)
                     self._reporter.update(self.progress)
                     self._metrics.update(self.progress)
                     self._look_after()

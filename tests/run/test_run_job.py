@@ -128,6 +128,13 @@ def test_both_engines_use_all_their_workers(make_spec: MakeSpec, embedded_ray: N
     assert str(os.getpid()) not in pids
 
 
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_the_times_of_the_last_shard_count_too(make_spec: MakeSpec, embedded_ray: None, engine: str) -> None:
+    session = run_job(make_spec(engine=engine, workers=1, shard_size=40)).session
+    assert session is not None
+    assert session["stage_seconds"]["segment"] > 0
+
+
 def test_bad_files_become_rows_that_say_why(make_spec: MakeSpec, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
