@@ -130,7 +130,7 @@ def test_both_engines_use_all_their_workers(make_spec: MakeSpec, embedded_ray: N
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_the_times_of_the_last_shard_count_too(make_spec: MakeSpec, embedded_ray: None, engine: str) -> None:
-    session = run_job(make_spec(engine=engine, workers=1, shard_size=40)).session
+    session = run_job(make_spec(engine=engine, workers=1, limit=4)).session
     assert session is not None
     assert session["stage_seconds"]["segment"] > 0
 
