@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import yaml
@@ -82,6 +83,21 @@ def test_a_job_file_labels_and_scores_the_split(benchmark: str, tmp_path: Path, 
     truths = [tree.truth(values[name]) for name in tree.names]
     assert record["scores"]["miou"] == pytest.approx(mean_iou(truths, labels), abs=1e-12)
     assert f"{100 * record['scores']['miou']:.2f}" in found.stdout
+
+
+def test_images_truth_and_run_may_lie_in_a_bucket(s3: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    tree = TREES["cityscapes"]
+    values = tree.write(tmp_path, rng)
+    fsspec.filesystem("s3").put(f"{tmp_path}/", f"{s3}/data", recursive=True)
+    flags = [*SMALL, "--engine", "ray", "--workers", "1"]
+    found = run("jobs/cityscapes.yaml", *flags, DATA=f"{s3}/data", RUN=f"{s3}/run", JSON=str(tmp_path / "scores.json"))
+    assert found.returncode == 5, found.stderr
+    record = json.loads((tmp_path / "scores.json").read_text())
+    with open_run(f"{s3}/run") as labelled:
+        assert labelled.job["input"] == f"benchmark://cityscapes/val::{s3}/data"
+        labels = [labels for _, labels in labelled.label_maps()]
+    truths = [tree.truth(values[name]) for name in tree.names]
+    assert record["scores"]["miou"] == pytest.approx(mean_iou(truths, labels), abs=1e-12)
 
 
 def own_job(folder: Path, rng: np.random.Generator, **evaluate: Any) -> Path:
