@@ -13,10 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
-import fsspec
-
 from ovss_ray.errors import SettingError, nearest
 from ovss_ray.vocabularies.entries import ClassList, Entry, parse_lines, parse_value, parse_yaml
+from ovss_ray.vocabularies.files import read_text
 
 __all__ = ["Vocabulary", "VocabularyClass", "load_vocabulary", "shipped_vocabularies", "template_sets"]
 
@@ -212,21 +211,6 @@ def _is_path(source: Source, text: str) -> bool:
     if isinstance(source, os.PathLike) or text.lower().endswith(_FILE_ENDINGS) or "://" in text:
         return "\n" not in text
     return "," not in text and "\n" not in text and ("/" in text or Path(text).is_file())
-
-
-def read_text(path: str, what: str) -> str:
-    """The text of a local or remote file; `SettingError` calls it by `what` where it cannot be read."""
-    try:
-        with fsspec.open(path, "rb") as stream:
-            return cast(bytes, stream.read()).decode("utf-8-sig")
-    except FileNotFoundError:
-        parent = Path(path).parent
-        siblings = [item.name for item in parent.iterdir()] if "://" not in path and parent.is_dir() else []
-        raise SettingError(f"the {what} {path} does not exist{nearest(Path(path).name, siblings)}") from None
-    except UnicodeDecodeError:
-        raise SettingError(f"the {what} {path} is not UTF-8 text; save it as UTF-8") from None
-    except (OSError, ValueError, ImportError) as error:
-        raise SettingError(f"the {what} {path} cannot be read: {error}") from None
 
 
 def _refuse_duplicates(entries: Sequence[Entry]) -> None:

@@ -6,8 +6,7 @@ from ovss_ray.evaluation.classes import class_ids, match_classes
 from ovss_ray.evaluation.evaluate import Watch, evaluate_run
 from ovss_ray.evaluation.ground_truth import GroundTruth, open_folder_truth, open_ground_truth
 from ovss_ray.evaluation.result import Evaluation
-from ovss_ray.evaluation.spec import EvaluateSpec
-from ovss_ray.spec import JobSpec
+from ovss_ray.spec import EvaluateSpec, JobSpec
 from ovss_ray.vocabulary import load_vocabulary
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ovss_ray.errors import SettingError
 from ovss_ray.vocabularies.entries import parse_yaml
-from ovss_ray.vocabulary import read_text
+from ovss_ray.vocabularies.files import read_text
 
 
 def load_class_texts(source: str | os.PathLike[str] | Mapping[str, str]) -> dict[str, str]:

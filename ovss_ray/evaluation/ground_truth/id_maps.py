@@ -14,7 +14,8 @@ from typing import Any
 from ovss_ray.errors import SettingError, nearest
 from ovss_ray.evaluation.ground_truth.pixels import show_colour
 from ovss_ray.vocabularies.entries import parse_yaml
-from ovss_ray.vocabulary import Vocabulary, read_text
+from ovss_ray.vocabularies.files import read_text
+from ovss_ray.vocabulary import Vocabulary
 
 IdMapSource = Mapping[Any, Any] | str | os.PathLike[str]
 
