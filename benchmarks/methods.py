@@ -3,9 +3,9 @@
     python benchmarks/methods.py [METHOD ...] [--clip ViT-B-16-quickgelu/random] [--images 2] [--rounds 3]
 
 Images are synthetic scenes of 375 x 500 pixels, the usual size of PASCAL VOC, and the vocabulary is that of VOC20;
-settings are the defaults of the method but for the windows. Each way of running a method has a process of its own, in
-which it takes turns with MaskCLIP, so that its share of MaskCLIP's images per second does not depend on what else the
-machine does. Random weights cost what trained ones cost, except where a method looks at its own labels: TagCLIP crops
+settings are the defaults of the method but for windows or none. Each way of running a method has a process of its own,
+in which it takes turns with MaskCLIP, so that its share of MaskCLIP's images per second does not depend on what else
+the machine does. Random weights cost what trained ones cost, except where a method looks at its own labels: TagCLIP crops
 once for each class that it takes for present.
 """
 
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ovss_ray.demo.scene_scores import window_settings
 from ovss_ray.demo.scenes import draw_scene
 from ovss_ray.demo.training import describe_machine
 from ovss_ray.segmenters import DenseSegmenter, Segmenter, get_method, load_segmenter, method_names
@@ -122,7 +123,7 @@ def ways(method: str) -> dict[str, dict[str, Any]]:
     """The ways of running a method, with their settings; one that is not dense has a single one."""
     if not issubclass(get_method(method), DenseSegmenter):
         return {"whole": {}}
-    return {"windows": {"crop": 256 if method == "convclip" else 224}, "whole": {"crop": 0}}
+    return {"windows": window_settings(get_method(method), 256 if method == "convclip" else 224), "whole": {"crop": 0}}
 
 
 def measured_apart(options: argparse.Namespace, method: str, way: str) -> dict[str, float]:

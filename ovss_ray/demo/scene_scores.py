@@ -20,20 +20,24 @@ import torch
 from ovss_ray.demo.scoring import TEST_SEEDS, score_segmenter
 from ovss_ray.evaluation.scene_scores import RECORD, SceneScore, read_record
 from ovss_ray.models.sources import resolve_weights
-from ovss_ray.segmenters import DenseSegmenter, get_method, load_segmenter, method_names
+from ovss_ray.segmenters import DenseSegmenter, Segmenter, get_method, load_segmenter, method_names
 
 log = logging.getLogger(__name__)
 
 
 def score_method(method: str, seeds: range = TEST_SEEDS) -> SceneScore:
-    """Score a method with its default settings but for the windows; takes minutes for the slow ones."""
+    """Score a method with its default settings, with windows and without; takes minutes for the slow ones."""
     if "CLIP ViT" not in get_method(method).card.models:
         return SceneScore()
     if not issubclass(get_method(method), DenseSegmenter):
         return SceneScore(whole=score_segmenter(_load(method), seeds).miou)
-    native = _load(method).tower.image_size
-    windows, whole = (score_segmenter(_load(method, crop=crop), seeds).miou for crop in (native, 0))
-    return SceneScore(windows, whole)
+    windows = window_settings(get_method(method), _load(method).tower.image_size)
+    return SceneScore(*(score_segmenter(_load(method, **each), seeds).miou for each in (windows, {"crop": 0})))
+
+
+def window_settings(method: type[Segmenter], image_size: int) -> dict[str, int]:
+    """The settings that give a dense method windows: none if it has its own, else windows of the model's input size."""
+    return {"crop": image_size} if method.Settings.model_fields["crop"].default == 0 else {}
 
 
 def _load(method: str, **settings: int) -> Any:

@@ -46,9 +46,9 @@ settings behind the numbers are the protocols (`--protocol METHOD/BENCHMARK`).
 _SCENES = """
 ## Scenes and cost
 
-*Windows* slide over the image, each of the model's input size, with half of it as stride. *Whole* is the whole image in
-one pass (`--set crop=0`), which every dense method can do: cheaper, but the tower then sees more patches than it was
-trained on.
+*Windows* slide over the image with half of their size as stride; they are as large as the model's input, those of
+ClearCLIP twice that. *Whole* is the whole image in one pass (`--set crop=0`), which every dense method can do: cheaper,
+but the tower then sees more patches than it was trained on. Sizes of images and windows are the methods' defaults.
 
 The scene score is the mIoU in percent over {scenes} synthetic scenes with the tiny CLIP that the package ships. It
 checks that a method segments and ranks nothing: the tiny CLIP was trained so that its patches can be read as MaskCLIP
