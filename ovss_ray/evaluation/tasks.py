@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ovss_ray.errors import InputError, RunFailedError
 from ovss_ray.evaluation.scoring import ShardScorer
 from ovss_ray.run.cluster import cluster_address, connect
+from ovss_ray.run.interrupts import held_interrupts
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ RETRIES = 3
 """How often a shard is given out again whose process died, or whose store failed."""
 
 _AHEAD = 2  # tasks per core of the cluster, so that none waits for the driver
+
+_LISTEN_S = 0.2  # how long Ctrl-C may go unheard
 
 EngineName = Literal["ray", "local"]
 
@@ -86,29 +89,33 @@ def _in_ray(scorer: ShardScorer, shards: Sequence[int], workers: int | None, add
     import ray
 
     started_here = not ray.is_initialized()
-    if started_here:
-        connect(cluster_address(address))
-    try:
-        task = ray.remote(_score).options(num_cpus=1, max_retries=0)  # `_Attempts` counts, and logs
-        shared = ray.put(scorer)
-        waiting = iter(shards)
-        attempts = _Attempts()
-        running: dict[Any, int] = {}
-        while True:
-            limit = workers or _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
-            free = max(limit - len(running), 0)  # a cluster can shrink
-            running.update({task.remote(shared, shard): shard for shard in islice(waiting, free)})
-            if not running:
-                return
-            (settled, *_), _ = ray.wait(list(running), num_returns=1)
-            shard = running.pop(settled)
-            if attempts.succeeded(settled, shard):
-                yield shard
-            else:
-                running[task.remote(shared, shard)] = shard
-    finally:
-        if started_here:
-            ray.shutdown()
+    with held_interrupts() as interrupts:
+        try:
+            if started_here:
+                connect(cluster_address(address))
+            interrupts.raise_noted()
+            task = ray.remote(_score).options(num_cpus=1, max_retries=0)  # `_Attempts` counts, and logs
+            shared = ray.put(scorer)
+            waiting = iter(shards)
+            attempts = _Attempts()
+            running: dict[Any, int] = {}
+            while True:
+                limit = workers or _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+                free = max(limit - len(running), 0)  # a cluster can shrink
+                running.update({task.remote(shared, shard): shard for shard in islice(waiting, free)})
+                if not running:
+                    return
+                settled, _ = ray.wait(list(running), num_returns=1, timeout=_LISTEN_S)
+                interrupts.raise_noted()  # first: tasks that Ctrl-C has reached too did not fail
+                for reference in settled:
+                    shard = running.pop(reference)
+                    if attempts.succeeded(reference, shard):
+                        yield shard
+                    else:
+                        running[task.remote(shared, shard)] = shard
+        finally:
+            if started_here:
+                ray.shutdown()
 
 
 class _Attempts:

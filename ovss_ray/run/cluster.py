@@ -6,6 +6,7 @@ import logging
 import os
 
 from ovss_ray.errors import RunFailedError
+from ovss_ray.run.interrupts import held_interrupts
 
 
 def cluster_address(configured: str | None) -> str | None:
@@ -18,7 +19,13 @@ def connect(address: str | None) -> None:
 
     Raises:
         RunFailedError: it cannot be reached or started.
+        KeyboardInterrupt: SIGINT has come; it waits until Ray is there, a second one does not.
     """
+    with held_interrupts():
+        _connect(address)
+
+
+def _connect(address: str | None) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

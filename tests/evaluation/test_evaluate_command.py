@@ -146,14 +146,18 @@ def test_killed_and_given_again_it_goes_on(tmp_path: Path, engine: str) -> None:
     assert {name: after[name] for name in before} == before
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_ctrl_c_ends_with_the_command_that_goes_on(tmp_path: Path, workers: str) -> None:
+@pytest.mark.parametrize(
+    "engine",
+    [["local"], ["local", "--workers", "2"], ["ray"]],
+    ids=["here", "processes", "ray"],
+)
+def test_ctrl_c_ends_with_the_command_that_goes_on(tmp_path: Path, engine: list[str]) -> None:
     rng = np.random.default_rng(5)
     truth = {image_id: draw_labels(rng, len(NAMES)).repeat(12, 0).repeat(12, 1) for image_id in range(90)}
     write_truth(str(tmp_path / "truth"), truth)
     run = TinyRun(str(tmp_path / "run"), list(truth.values())).write()
     arguments = [run.uri, "--ground-truth", str(tmp_path / "truth"), "--classes", ",".join(NAMES)]
-    command = [sys.executable, "-m", "ovss_ray", "evaluate", *arguments, "--engine", "local", "--workers", workers]
+    command = [sys.executable, "-m", "ovss_ray", "evaluate", *arguments, "--engine", *engine]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     while len(tables(run.uri)) < 2:
         assert process.poll() is None

@@ -1,0 +1,53 @@
+"""Ctrl-C that waits: raised within Ray's own code, it can leave a core that crashes when the process ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class HeldInterrupt:
+    """Whether SIGINT has come. The second one is raised at once, for those who cannot wait."""
+
+    def __init__(self) -> None:
+        self.is_noted = False
+
+    def __call__(self, _signum: int, _frame: FrameType | None) -> None:
+        if self.is_noted:
+            raise KeyboardInterrupt
+        self.is_noted = True
+
+    def raise_noted(self) -> None:
+        """Raise what was held.
+
+        Raises:
+            KeyboardInterrupt: SIGINT has come.
+        """
+        if self.is_noted:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def held_interrupts() -> Iterator[HeldInterrupt]:
+    """SIGINT is noted, and raised at the end, also in place of an error.
+
+    Where it is ignored, and outside the main thread, nothing changes.
+
+    Raises:
+        KeyboardInterrupt: SIGINT has come.
+    """
+    held = HeldInterrupt()
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or previous in (signal.SIG_IGN, None):
+        yield held
+        return
+    signal.signal(signal.SIGINT, held)
+    try:
+        yield held
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if held.is_noted:
+            signal.raise_signal(signal.SIGINT)  # whoever held it before is told: it may be held once more
