@@ -4,8 +4,8 @@
 
 Images are synthetic scenes of 375 x 500 pixels, the usual size of PASCAL VOC, and the vocabulary is that of VOC20;
 settings are the defaults of the method but for windows or none. Each way of running a method has a process of its own,
-in which it takes turns with MaskCLIP, so that its share of MaskCLIP's images per second does not depend on what else
-the machine does. Random weights cost what trained ones cost, except where a method looks at its own labels: TagCLIP crops
+in which it takes turns with MaskCLIP, so that its share of MaskCLIP's images per second depends little on what else the
+machine does. Random weights cost what trained ones cost, except where a method looks at its own labels: TagCLIP crops
 once for each class that it takes for present.
 """
 
@@ -129,7 +129,7 @@ def ways(method: str) -> dict[str, dict[str, Any]]:
 def measured_apart(options: argparse.Namespace, method: str, way: str) -> dict[str, float]:
     """`measure` in a process of its own."""
     command = [sys.executable, __file__, method, "--way", way]
-    for name in ("clip", "images", "rounds"):
+    for name in ("clip", "images", "rounds", "threads"):
         command += [f"--{name}", str(getattr(options, name))]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -141,10 +141,11 @@ def main() -> None:
     parser.add_argument("--clip", default=VIT, help="of all methods but convclip, which takes " + CONVNEXT)
     parser.add_argument("--images", type=int, default=2, help="in each round; an even number")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="1 where others use the machine too")
     parser.add_argument("--way", choices=("windows", "whole"), help="measure in this process and print JSON")
     parser.add_argument("--output", type=Path, help="JSON file for the result; what it has of other methods stays")
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(options.threads)
     if options.way:
         (method,) = options.methods
         clip = CONVNEXT if method == "convclip" else options.clip
@@ -152,6 +153,7 @@ def main() -> None:
         return
     result = json.loads(options.output.read_text()) if options.output and options.output.exists() else {"methods": {}}
     result |= {"clip": options.clip, "size": SIZE, "images": options.images, "rounds": options.rounds}
+    result |= {"threads": options.threads}
     result |= {"machine": torch.cuda.get_device_name() if torch.cuda.is_available() else describe_machine()}
     result |= {"torch": torch.__version__}
     for method in options.methods:
