@@ -94,6 +94,28 @@ def class_ids(names: Sequence[str], truth: Vocabulary, what: str) -> tuple[int, 
     return tuple(sorted(found))
 
 
+def mixed_up(counts: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> str | None:
+    """What speaks for values of the label images that mean other classes than the list says; None: nothing.
+
+    A class that is mostly labelled as another one is common. That this other one is mostly labelled as a third, and
+    that this happens twice or more, is what a list in another order or a shift by one looks like.
+
+    Args:
+        counts: [C, C + 1], pixels of true class and predicted class, as in `ConfusionMatrix`.
+        names: of the C classes.
+    """
+    most = counts.argmax(axis=1)
+    over_half = 2 * counts.max(axis=1) > counts.sum(axis=1)
+    lost = over_half & (most != np.arange(len(names))) & (most < len(names))
+    links = {names[one]: names[int(most[one])] for one in np.flatnonzero(lost) if lost[most[one]]}
+    if len(set(links.values())) < 2:
+        return None
+    pairs = _listed([f"{true} as {label}" for true, label in links.items()])
+    return (
+        f"classes are mostly labelled as others ({pairs}): do the values of the label images mean what the list says?"
+    )
+
+
 def _keys(names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Each name with how often it came before."""
     before: Counter[str] = Counter()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ovss_ray.errors import OvssError, SettingError
-from ovss_ray.evaluation.classes import ClassMatch, class_ids, match_classes
+from ovss_ray.evaluation.classes import ClassMatch, class_ids, match_classes, mixed_up
 from ovss_ray.evaluation.ground_truth.truth import GroundTruth
 from ovss_ray.evaluation.interval import RESAMPLES, bootstrap_miou
 from ovss_ray.evaluation.kept import KeptTables, identity_of
@@ -120,6 +120,7 @@ def _evaluation(
     run: Run, truth: GroundTruth, match: ClassMatch, folder: str, done: int, scores: Metrics, images: ImageScores
 ) -> Evaluation:
     missing = tuple(sorted(split_names(truth).difference(images.names)))
+    doubt = mixed_up(images.confusion().counts, truth.vocabulary.names)
     job: dict[str, Any] = run.job
     return Evaluation(
         run=run.uri,
@@ -137,7 +138,7 @@ def _evaluation(
         missing=missing,
         scores=scores,
         images=images,
-        warnings=(*match.warnings(), *_gaps(run, truth, done, missing, images)),
+        warnings=(*match.warnings(), *([doubt] if doubt else ()), *_gaps(run, truth, done, missing, images)),
     )
 
 

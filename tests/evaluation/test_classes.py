@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ovss_ray.errors import SettingError
-from ovss_ray.evaluation.classes import class_ids, match_classes
+from ovss_ray.evaluation.classes import class_ids, match_classes, mixed_up
 from ovss_ray.vocabulary import load_vocabulary, shipped_vocabularies
 
 
@@ -55,3 +55,34 @@ def test_named_classes_are_found_and_misspelt_ones_told() -> None:
     assert [twice.names[class_id] for class_id in class_ids(["basket"], twice, "seen")] == ["basket", "basket"]
     with pytest.raises(SettingError, match="seen: custom has no class 'doog'; did you mean 'dog'"):
         class_ids(["doog"], truth, "seen")
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ([0, 1, 3, 2], "(c as d, d as c)"),  # two lines of the list changed places
+        ([0, 2, 3, 1], "(b as c, c as d, d as b)"),
+        ([1, 2, 3, 4], "(a as b, b as c)"),  # all values are one too low, and d has no label
+    ],
+)
+def test_lists_in_another_order_are_noticed(order: list[int], said: str) -> None:
+    counts = np.full((4, 5), 10)
+    counts[np.arange(4), order] = 100
+    found = mixed_up(counts, "abcd")
+    assert found is not None
+    assert said in found
+
+
+def test_poor_labels_are_no_mixed_up_list() -> None:
+    names = "abcd"
+    right = np.eye(4, 5, dtype=int) * 100 + 10
+    one_for_all = np.zeros((4, 5), int)
+    one_for_all[:, 2] = 100
+    one_taken_for_another = right.copy()
+    one_taken_for_another[0, 1] = 900
+    chain_of_three = one_taken_for_another.copy()
+    chain_of_three[1, 2] = 900
+    evenly = np.full((4, 5), 10)
+    absent = np.zeros((4, 5), int)
+    for counts in (right, one_for_all, one_taken_for_another, chain_of_three, evenly, absent):
+        assert mixed_up(counts, names) is None
