@@ -107,7 +107,7 @@ def mixed_up(counts: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> str 
     most = counts.argmax(axis=1)
     over_half = 2 * counts.max(axis=1) > counts.sum(axis=1)
     lost = over_half & (most != np.arange(len(names))) & (most < len(names))
-    links = {names[one]: names[int(most[one])] for one in np.flatnonzero(lost) if lost[most[one]]}
+    links = {names[one]: names[int(most[one])] for one in np.flatnonzero(lost).tolist() if lost[most[one]]}
     if len(set(links.values())) < 2:
         return None
     pairs = _listed([f"{true} as {label}" for true, label in links.items()])
