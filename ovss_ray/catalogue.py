@@ -1,17 +1,42 @@
-"""What `ovss-ray methods` prints: the methods, and the protocols that were published with them."""
+"""`ovss-ray methods`: the methods, the settings of one, and the protocols that were published with them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
+from ovss_ray.flags import AsJson
 from ovss_ray.terminal import out, say
 
 if TYPE_CHECKING:
-    from ovss_ray.segmenters import MethodCard
+    from ovss_ray.segmenters import MethodCard, Protocol
+
+
+def methods(
+    method: Annotated[
+        str | None, typer.Argument(metavar="METHOD", help="Explain this one, and every setting of it, for --set.")
+    ] = None,
+    protocols: Annotated[
+        bool, typer.Option("--protocols", help="The published settings of each on each benchmark, for --protocol.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The segmenters: paper, idea, cost and published mIoU (percent); the settings of one; or with --protocols how
+    they were run.
+
+    Example: ovss-ray methods naclip
+    """
+    if protocols:
+        print_protocols(as_json, method)
+    elif method is None:
+        print_methods(as_json)
+    else:
+        print_method(method, as_json)
 
 
 def print_methods(as_json: bool) -> None:
@@ -26,6 +51,46 @@ def print_methods(as_json: bool) -> None:
         table.add_row(*_row(name, card))
     out.print(table)
     say("scenes: mIoU on the demo's scenes with the tiny CLIP; a check that a method segments, no ranking")
+    say("ovss-ray methods METHOD: its settings")
+
+
+def print_method(name: str, as_json: bool) -> None:
+    """What is known of one method and of its settings, as text or as JSON (the settings as JSON schema)."""
+    from ovss_ray.report.methods import scene_score
+    from ovss_ray.segmenters import get_method
+
+    method = get_method(name)
+    settings = method.Settings.model_json_schema().get("properties", {})
+    if as_json:
+        say(json.dumps(asdict(method.card) | {"scene_miou": asdict(scene_score(name)), "settings": settings}, indent=1))
+        return
+    _, about, passes, published, _ = _row(name, method.card)
+    out.print(f"{about}\npasses per window: {passes}\nmIoU as published: {published}", highlight=False)
+    table = Table("--set", "values", "default", "what it is", box=None, pad_edge=False)
+    for field, schema in settings.items():
+        table.add_row(field, allowed_values(schema), as_typed(schema.get("default")), schema.get("description", ""))
+    out.print(table)
+    say(f"null follows the model or is off, as described. Example: --method {name} --set {next(iter(settings))}=VALUE")
+
+
+def allowed_values(schema: Mapping[str, Any]) -> str:
+    """The values that a setting may have, in words, from its JSON schema: "integer >= 16, <= 8192"."""
+    if "anyOf" in schema:
+        return " or ".join(allowed_values(option) for option in schema["anyOf"] if option.get("type") != "null")
+    if "enum" in schema or "const" in schema:
+        return ", ".join(as_typed(value) for value in schema.get("enum", [schema.get("const")]))
+    kind = schema.get("type", "any")
+    if kind == "array":
+        return f"list of: {allowed_values(schema.get('items', {}))}"
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = ", ".join(f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema)
+    words = {"boolean": "true, false", "object": "mapping", "string": "text"}
+    return f"{words.get(kind, kind)} {limits}".rstrip()
+
+
+def as_typed(value: Any) -> str:
+    """A value of a setting as one types it behind `--set NAME=`."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _row(name: str, card: MethodCard) -> tuple[str, ...]:
@@ -33,17 +98,15 @@ def _row(name: str, card: MethodCard) -> tuple[str, ...]:
 
     free = "training-free" if card.training_free else "[bold]not training-free[/bold]"
     about = f"{card.paper} ({card.venue})\n{card.idea}\n[dim]{', '.join(card.models)}; {free}; {card.status}[/dim]"
-    published = ", ".join(f"{BENCHMARKS[key]} {value:g}" for key, value in card.published.items())
+    published = ", ".join(f"{BENCHMARKS.get(key, key)} {value:g}" for key, value in card.published.items())
     scores = scene_score(name)
     best = scores.whole if scores.windows is None else scores.windows
     return name, about, passes(card), published or "-", "-" if best is None else f"{100 * best:.0f}"
 
 
-def print_protocols(as_json: bool) -> None:
-    """All protocols, one a line, with the sources below them, or as JSON; imports no method."""
-    from ovss_ray.segmenters import load_protocol, protocol_names
-
-    protocols = [load_protocol(name) for name in protocol_names()]
+def print_protocols(as_json: bool, method: str | None = None) -> None:
+    """All protocols, or those of a method, one a line, with the sources below them, or as JSON; imports no method."""
+    protocols = _protocols(method)
     if as_json:
         say(json.dumps({protocol.name: asdict(protocol) for protocol in protocols}, indent=1))
         return
@@ -52,3 +115,15 @@ def print_protocols(as_json: bool) -> None:
         say(f"{protocol.name:<28} {protocol.classes:<21} {protocol.templates:<12} {settings}")
     for name, source in {p.name.replace(f"/{p.benchmark}", ""): p.source for p in protocols}.items():
         say(f"{name}: {source}")
+
+
+def _protocols(method: str | None) -> list[Protocol]:
+    from ovss_ray.errors import SettingError
+    from ovss_ray.segmenters import load_protocol, protocol_names
+
+    known = [load_protocol(name) for name in protocol_names()]
+    chosen = [protocol for protocol in known if method in (None, protocol.method)]
+    if not chosen:
+        have = ", ".join(dict.fromkeys(protocol.method for protocol in known))
+        raise SettingError(f"no protocol was published for '{method}', only for {have}")
+    return chosen

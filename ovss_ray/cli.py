@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ovss_ray.catalogue import print_methods, print_protocols
+from ovss_ray.catalogue import methods
 from ovss_ray.choose.command import choose
 from ovss_ray.errors import OvssError
 from ovss_ray.evaluation.command import evaluate, scoring
@@ -332,17 +332,7 @@ def _counts(statuses: dict[str, int]) -> str:
 
 
 app.command(epilog=EPILOG)(evaluate)
-
-
-@app.command()
-def methods(
-    protocols: Annotated[
-        bool, typer.Option("--protocols", help="The published settings of each on each benchmark, for --protocol.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """The segmenters: paper, idea, cost and published mIoU (percent); or with --protocols how they were run."""
-    (print_protocols if protocols else print_methods)(as_json)
+app.command()(methods)
 
 
 @app.command()

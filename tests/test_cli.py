@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
+from ovss_ray.catalogue import allowed_values, as_typed
 from ovss_ray.flags import LISTING
 from ovss_ray.run.job import LISTING_SETTINGS
+from ovss_ray.segmenters import get_method, method_names, protocol_names
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
 
@@ -196,6 +200,40 @@ def test_methods_are_listed_with_their_papers() -> None:
     assert {"clipbase", "maskclip"} <= cards.keys()
     assert cards["maskclip"]["published"]
     assert "maskclip" in ovss_ray("methods").stdout
+
+
+def test_the_settings_of_a_method_are_explained() -> None:
+    record = json.loads(ovss_ray("methods", "naclip", "--json").stdout)
+    assert list(record["settings"]) == list(get_method("naclip").Settings.model_fields)
+    assert record["title"] == "NACLIP"
+    shown = " ".join(ovss_ray("methods", "tagclip").stdout.split())
+    assert "max_long_side integer >= 16, <= 4096 1024" in shown
+    assert list(json.loads(ovss_ray("methods", "naclip", "--protocols", "--json").stdout)) == [
+        name for name in protocol_names() if name.startswith("naclip/")
+    ]
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_setting_has_values_a_description_and_a_default_that_can_be_typed(method: str) -> None:
+    settings = get_method(method).Settings
+    for name, schema in settings.model_json_schema()["properties"].items():
+        typed = yaml.safe_load(as_typed(schema["default"]))
+        assert settings(**{name: typed}) == settings(), name
+        assert allowed_values(schema) not in ("", "any"), name
+        assert schema["description"].endswith("."), name
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5}, "number > 0, < 0.5"),
+        ({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}, {"type": "null"}]}, "integer >= 1 or all"),
+        ({"type": "array", "items": {"enum": [16, 32]}}, "list of: 16, 32"),
+        ({"type": "boolean"}, "true, false"),
+    ],
+)
+def test_the_values_of_a_setting_are_said_in_words(schema: dict[str, Any], words: str) -> None:
+    assert allowed_values(schema) == words
 
 
 def test_protocols_are_listed_one_a_line() -> None:
