@@ -18,13 +18,15 @@ from typing_extensions import Self
 from ovss_ray.models.vision import TowerShape, Trunk
 from ovss_ray.ops.attention import attend
 from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
-from ovss_ray.segmenters.dense import DenseSettings
-from ovss_ray.segmenters.last_block import LastBlockSegmenter
+from ovss_ray.segmenters.last_block import ReducedSegmenter, ReducedSettings
 
 
-class ClearCLIPSettings(DenseSettings):
-    """Settings of ClearCLIP."""
+class ClearCLIPSettings(ReducedSettings):
+    """Settings of ClearCLIP; other attentions, and `arch`, are the paper's ablations."""
 
+    attention: Literal["qq", "kk", "vv", "qk", "identity"] = Field(
+        default="qq", description="What is compared in the last attention; identity leaves every patch its own value."
+    )
     short_side: int | None = Field(
         default=None, ge=16, le=8192, description="Short side, or side, of the resized image; 2 x the model's input."
     )
@@ -46,7 +48,7 @@ class ClearCLIPSettings(DenseSettings):
         return super(ClearCLIPSettings, filled).resolve(shape)
 
 
-class ClearCLIP(LastBlockSegmenter):
+class ClearCLIP(ReducedSegmenter):
     """Query-query attention without residual and MLP."""
 
     name = "clearclip"
@@ -73,5 +75,9 @@ class ClearCLIP(LastBlockSegmenter):
     )
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, trunk: Trunk) -> Tensor:
-        del k, trunk
-        return attend(q, q, v)
+        del trunk
+        if self.settings.attention == "identity":
+            return v
+        compared = {"q": q, "k": k, "v": v}
+        a, b = (compared[part] for part in self.settings.attention)
+        return attend(a, b, v)

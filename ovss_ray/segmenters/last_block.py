@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
+from typing import ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from ovss_ray.models.vision import Trunk
-from ovss_ray.segmenters.dense import DenseSegmenter
+from ovss_ray.segmenters.base import SegmenterSettings
+from ovss_ray.segmenters.dense import DenseSegmenter, DenseSettings
 
 
 class LastBlockSegmenter(DenseSegmenter):
@@ -53,3 +56,24 @@ class LastBlockSegmenter(DenseSegmenter):
         """The rest of the tower after the attention of the last block: [B, h, w, E]."""
         tokens = self.tower.readout(trunk.tokens, -1, mixed, residual=self.residual, mlp=self.mlp)
         return self.tower.patch_map(self.tower.head(tokens), trunk.grid)
+
+
+class ReducedSettings(DenseSettings):
+    """Settings of methods that read the attention output of the last block alone."""
+
+    arch: Literal["reduced", "vanilla"] = Field(
+        default="reduced", description="reduced drops the last block's residual and MLP, vanilla keeps both."
+    )
+
+
+class ReducedSegmenter(LastBlockSegmenter):
+    """A last block without residual and MLP, unless an ablation asks for both."""
+
+    Settings: ClassVar[type[SegmenterSettings]] = ReducedSettings
+    settings: ReducedSettings
+
+    @property
+    def residual(self) -> bool:
+        return self.settings.arch == "vanilla"
+
+    mlp = residual

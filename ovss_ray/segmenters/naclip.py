@@ -19,15 +19,14 @@ from torch import Tensor
 from ovss_ray.models.vision import Trunk
 from ovss_ray.ops.attention import attend, gaussian_prior
 from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
-from ovss_ray.segmenters.dense import DenseSettings
-from ovss_ray.segmenters.last_block import LastBlockSegmenter
+from ovss_ray.segmenters.last_block import ReducedSegmenter, ReducedSettings
 
 
-class NACLIPSettings(DenseSettings):
+class NACLIPSettings(ReducedSettings):
     """Settings of NACLIP; the alternatives are the paper's ablations."""
 
     SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **DenseSettings.SEARCH,
+        **ReducedSettings.SEARCH,
         "sigma": (1.0, 2.0, 3.0, 5.0, 7.0, 10.0),
     }
 
@@ -36,12 +35,9 @@ class NACLIPSettings(DenseSettings):
         default="naclip",
         description="naclip is key-key similarity plus the bump, kk has no bump, nonly nothing but the bump.",
     )
-    arch: Literal["reduced", "vanilla"] = Field(
-        default="reduced", description="reduced drops the last block's residual and MLP, vanilla keeps both."
-    )
 
 
-class NACLIP(LastBlockSegmenter):
+class NACLIP(ReducedSegmenter):
     """Patches attend to patches with similar keys, and to their neighbours."""
 
     name = "naclip"
@@ -66,12 +62,6 @@ class NACLIP(LastBlockSegmenter):
         },
         published_source="the paper without PAMR, as quoted by the survey of training-free methods, table 1",
     )
-
-    @property
-    def residual(self) -> bool:
-        return self.settings.arch == "vanilla"
-
-    mlp = residual
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, trunk: Trunk) -> Tensor:
         bump = gaussian_prior(trunk.grid, self.settings.sigma, k.device)

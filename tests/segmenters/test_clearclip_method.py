@@ -10,7 +10,7 @@ import torch
 
 from ovss_ray.segmenters import load_segmenter
 from tests import tiny_models
-from tests.reference import class_probabilities, explicit_last_block, self_weights
+from tests.reference import class_probabilities, entering_last_block, explicit_last_block, self_weights
 
 
 def clearclip(clip: Any, **settings: Any) -> Any:
@@ -25,6 +25,35 @@ def test_the_last_block_is_its_query_query_attention_alone(layers: int, size: tu
     pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     expected = explicit_last_block(clip, pixels, lambda q, _: self_weights(q), residual=False, mlp=False)
     torch.testing.assert_close(clearclip(clip).patch_embeddings(pixels), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("arch", ["reduced", "vanilla"])
+@pytest.mark.parametrize("attention", ["qq", "kk", "qk", "vv", "identity"])
+@torch.inference_mode()
+def test_the_ablations_of_the_paper(tiny_clip, attention: str, arch: str) -> None:
+    pixels, whole = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(1)), arch == "vanilla"
+    if attention == "vv":
+        values = iter(all_values(tiny_clip, pixels))
+        weights = lambda *_: self_weights(next(values))  # noqa: E731
+    else:
+        weights = {
+            "qq": lambda q, _: self_weights(q),
+            "kk": lambda _, k: self_weights(k),
+            "qk": lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(1),
+            "identity": lambda q, _: torch.eye(len(q)),
+        }[attention]
+    expected = explicit_last_block(tiny_clip, pixels, weights, residual=whole, mlp=whole)
+    got = clearclip(tiny_clip, attention=attention, arch=arch).patch_embeddings(pixels)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
+
+
+def all_values(model: Any, pixels: torch.Tensor) -> list[torch.Tensor]:
+    """The values [N, d] of every head of the last block, image after image."""
+    block = model.visual.transformer.resblocks[-1]
+    width = block.attn.embed_dim
+    weight, bias = block.attn.in_proj_weight[2 * width :], block.attn.in_proj_bias[2 * width :]
+    values = [block.ln_1(tokens) @ weight.T + bias for tokens in entering_last_block(model, pixels)]
+    return [head for value in values for head in value.chunk(block.attn.num_heads, dim=1)]
 
 
 @pytest.mark.parametrize("crop", [0, 61])
