@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ovss_ray.catalogue import methods
-from ovss_ray.choose.command import choose
+from ovss_ray.commands.choose import choose
+from ovss_ray.commands.evaluate import evaluate, scoring
+from ovss_ray.commands.methods import methods
 from ovss_ray.errors import OvssError
-from ovss_ray.evaluation.command import evaluate, scoring
 from ovss_ray.flags import (
     HOW,
     JOB_FLAGS,

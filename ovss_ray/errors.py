@@ -107,8 +107,11 @@ def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str
         return SettingError(f"{source}: unknown setting {name!r}{hint}")
     if first["type"] == "missing":
         return SettingError(f"{source}: setting {name!r} is missing")
-    # A union reports one error per member: what is allowed is any of them.
-    alternatives = dict.fromkeys(_allowed(item["msg"]) for item in report if item["loc"][:1] == first["loc"][:1])
+    # A union reports one error per member: what is allowed is any of them. A list without its wrong items is short.
+    about = [item for item in report if item["loc"][:1] == first["loc"][:1]]
+    alternatives = dict.fromkeys(
+        _allowed(item["msg"]) for item in about if item is first or item["type"] != "too_short"
+    )
     value = repr(first["input"])
     value = value if len(value) <= 200 else f"{value[:200]}..."
     return SettingError(f"{source}: {name} = {value}: {', or '.join(alternatives)}")
@@ -123,8 +126,7 @@ def explain_yaml(error: YAMLError) -> str:
 
 
 def _allowed(message: str) -> str:
-    for prefix in ("Value error, ", "Input "):
+    for prefix in ("Value error, ", "Input ", "Tuple "):
         message = message.removeprefix(prefix)
-    return message.removesuffix(", unable to parse string as an integer").removesuffix(
-        ", unable to parse string as a number"
-    )
+    message = message.partition(", unable to ")[0].partition(" after validation")[0]
+    return message.replace("a valid tuple", "a list")

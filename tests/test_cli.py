@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ovss_ray.catalogue import allowed_values, as_typed
+from ovss_ray.commands.methods import allowed_values, as_typed
 from ovss_ray.flags import LISTING
 from ovss_ray.run.job import LISTING_SETTINGS
 from ovss_ray.segmenters import get_method, method_names, protocol_names

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _LEGEND_ROW_PX = 16
 _OVERLAY_OPACITY = 0.55
+_SHARES_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class TextEmbeddings:
     extra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """The label map of one image, at the image's own resolution.
 
@@ -55,8 +56,12 @@ class Segmentation:
 
         return segment_statistics(self.labels, self.confidence, self.margin, self.vocabulary.ignore_index)
 
-    def plot(self, image: NDArray[np.uint8] | None = None) -> Image.Image:
+    def plot(self, image: NDArray[np.uint8] | Image.Image | None = None) -> Image.Image:
         """The label map in the vocabulary's colours, over the image if given, with a legend of the classes present."""
+        if isinstance(image, Image.Image):
+            from ovss_ray.images.decoding import upright_rgb  # the rules of a run, as for `segment`
+
+            image = upright_rgb(image)
         height, width = self.labels.shape
         palette = np.array([item.color for item in self.vocabulary.classes], dtype=np.float32)
         labelled = self.labels < len(palette)
@@ -70,16 +75,26 @@ class Segmentation:
         picture = Image.fromarray(np.round(colors).astype(np.uint8))
         return self._with_legend(picture)
 
+    def __repr__(self) -> str:
+        """Size and shares of the classes, the largest first, not three arrays."""
+        height, width = self.labels.shape
+        shares = ", ".join(_line(*line) for line in self._shares()[:_SHARES_SHOWN])
+        return f"<Segmentation {height} x {width}: {shares or 'no pixel has a label'}>"
+
     def _repr_png_(self) -> bytes:
         """The plot, as notebooks show it."""
         png = io.BytesIO()
         self.plot().save(png, "PNG")
         return png.getvalue()
 
-    def _with_legend(self, picture: Image.Image) -> Image.Image:
+    def _shares(self) -> list[tuple[VocabularyClass, float]]:
+        """The classes present with their shares of all pixels, the largest first."""
         ids, counts = np.unique(self.labels[self.labels < self.vocabulary.num_classes], return_counts=True)
-        order = ids[np.argsort(-counts, kind="stable")]
-        lines = [(self.vocabulary.classes[i], counts[ids == i][0] / self.labels.size) for i in order]
+        order = np.argsort(-counts, kind="stable")
+        return [(self.vocabulary.classes[ids[i]], counts[i] / self.labels.size) for i in order]
+
+    def _with_legend(self, picture: Image.Image) -> Image.Image:
+        lines = self._shares()
         height = max(picture.height, _LEGEND_ROW_PX * len(lines) + 4)
         measure = ImageDraw.Draw(picture).textlength
         width = picture.width + 24 + max((int(measure(_line(*line))) for line in lines), default=0)

@@ -239,8 +239,8 @@ def _tell(
     options: dict[str, Any],
 ) -> None:
     """The first evaluation, and the comparison with the others if there are any, in all the ways asked for."""
+    from ovss_ray.commands.scores import print_comparison, print_evaluation, print_published
     from ovss_ray.evaluation.compare import compare_evaluations
-    from ovss_ray.evaluation.printing import print_comparison, print_evaluation, print_published
 
     found = evaluations[0]
     comparison = compare_evaluations(evaluations) if len(evaluations) > 1 else None

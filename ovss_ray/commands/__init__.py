@@ -1,0 +1,1 @@
+"""The larger commands of the command line, each with its flags and what it prints; `cli.py` has the others."""
