@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,3 +51,17 @@ def test_a_notebook_shows_the_plot(segmentation: Segmentation) -> None:
     shown = Image.open(io.BytesIO(segmentation._repr_png_()))
     assert shown.format == "PNG"
     assert np.array_equal(np.asarray(shown), np.asarray(segmentation.plot()))
+
+
+def test_a_segmentation_introduces_itself_in_one_line(segmentation: Segmentation) -> None:
+    assert repr(segmentation) == "<Segmentation 40 x 60: dog 50.0%, cat 45.8%>"
+    nothing = replace(segmentation, labels=np.full_like(segmentation.labels, 255))
+    assert repr(nothing) == "<Segmentation 40 x 60: no pixel has a label>"
+
+
+def test_the_plot_takes_pillow_images_as_segment_does(segmentation: Segmentation) -> None:
+    image = Image.new("L", (60, 40), 77)
+    expected = segmentation.plot(np.full((40, 60, 3), 77, np.uint8))
+    assert np.array_equal(np.asarray(segmentation.plot(image)), np.asarray(expected))
+    with pytest.raises(ValueError, match="40 x 60"):
+        segmentation.plot(Image.new("L", (10, 10)))
