@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,25 @@ def test_a_method_of_ones_own_is_named_by_module_and_class() -> None:
     ]:
         with pytest.raises(SettingError, match=re.escape(said)):
             get_method(name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"views": "blur"}, "views = 'blur': should be a list"),
+        ({"views": []}, "views = []: should have at least 1 item"),
+        (
+            {"views": ["blurr"]},
+            "views = 'blurr': should be 'original', 'grayscale', 'blur', 'vertical_flip' or 'horizontal_flip'",
+        ),
+        ({"closing": "maybe"}, "closing = 'maybe': should be a valid boolean"),
+        ({"pad": "x"}, "pad = 'x': should be a valid integer, or should be 'patch'"),
+    ],
+)
+def test_a_wrong_setting_is_explained_in_the_words_of_settings(setting: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingError) as error:
+        get_method("itaclip").parse_settings(setting)
+    assert str(error.value) == f"settings of itaclip: {said}"
 
 
 def test_listing_methods_is_free() -> None:
