@@ -129,7 +129,7 @@ class JobSpec(BaseModel):
     )
     settings: dict[str, Any] = Field(
         default_factory=dict,
-        description="Settings of the method, such as short_side, crop, stride, prob_thd, variant.",
+        description="Settings of the method, such as crop=0 or prob_thd=0.1; `ovss-ray methods METHOD` explains them.",
     )
     clip: str = Field(
         default="ViT-B-16-quickgelu/openai",
