@@ -59,7 +59,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     record = {
         "scenes": len(scenes),
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "torch": torch.__version__},
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
         "image_classes": {name: agreement(sample, scenes) for name, sample in samples.items()},
         "correlation": {name: correlations(rows, name) for name in JUDGED},
         "candidates": rows,
