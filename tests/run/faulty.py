@@ -94,7 +94,7 @@ class Faulty(CLIPBase):
         if len(images) > self.settings.fits or ("too-large" in faults and not low_memory):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         time.sleep(self.settings.seconds * len(images))
-        found = super().segment(images, text, low_memory=low_memory)
+        found = super().segment_batch(images, text, low_memory=low_memory)
         self._note(f"{os.getpid()} {len(images)}")
         return found
 
