@@ -28,6 +28,7 @@ from ovss_ray.segmenters import load_segmenter
 from ovss_ray.spec import JobSpec
 from ovss_ray.vocabulary import load_vocabulary
 from tests.choose.conftest import NAMES, TEMPLATE
+from tests.processes import heed_interrupts
 
 
 def spec_of(folder: Path | str, **settings: Any) -> JobSpec:
@@ -257,7 +258,11 @@ def test_a_killed_process_is_continued_by_the_same_command(folder: Path, class_f
 def test_ctrl_c_keeps_what_is_finished(folder: Path, class_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "choice"
     process = subprocess.Popen(
-        command(folder, class_file, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(folder, class_file, out),
+        preexec_fn=heed_interrupts,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while process.poll() is None and not list((out / "candidates").glob("*.parquet")):
         time.sleep(0.01)

@@ -19,6 +19,7 @@ from ovss_ray.evaluation.evaluate import evaluate_run
 from ovss_ray.evaluation.ground_truth import open_folder_truth
 from ovss_ray.images.stores import open_store
 from tests.evaluation.tiny_runs import NAMES, TinyRun, draw_labels, scored_run, write_truth
+from tests.processes import heed_interrupts
 from tests.run.test_interruption import kill_tree
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
@@ -158,7 +159,14 @@ def test_ctrl_c_ends_with_the_command_that_goes_on(tmp_path: Path, engine: list[
     run = TinyRun(str(tmp_path / "run"), list(truth.values())).write()
     arguments = [run.uri, "--ground-truth", str(tmp_path / "truth"), "--classes", ",".join(NAMES)]
     command = [sys.executable, "-m", "ovss_ray", "evaluate", *arguments, "--engine", *engine]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        preexec_fn=heed_interrupts,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
     while len(tables(run.uri)) < 2:
         assert process.poll() is None
         time.sleep(0.01)
