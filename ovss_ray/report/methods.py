@@ -56,8 +56,9 @@ reads them.
 
 Inputs are the pictures that enter the vision tower for one image of {height} x {width} pixels (windows, views, crops),
 calls are forward calls. Speed is images per second as a share of MaskCLIP's with windows. Memory is what the first call
-on two images took beyond the model. Measured by `benchmarks/methods.py` with {clip} (random weights cost the same) on
-{machine}.
+on two images took beyond the model. Measured by `benchmarks/methods.py` on {machine}, {threads} of them used, beside
+other work, so that a tenth means nothing; with {clip} (random weights cost the same), `convclip` with
+`convnext_base_w/random`.
 
 """
 
@@ -101,7 +102,12 @@ def methods_page(costs: Mapping[str, Any]) -> str:
     first, last = read_record()["test_seeds"]
     height, width = costs["size"]
     scenes = _SCENES.format(
-        scenes=last - first + 1, height=height, width=width, clip=f"`{costs['clip']}`", machine=costs["machine"]
+        scenes=last - first + 1,
+        height=height,
+        width=width,
+        clip=f"`{costs['clip']}`",
+        machine=costs["machine"],
+        threads=costs["threads"],
     )
     return "".join(
         [
