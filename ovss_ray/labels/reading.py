@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from os import PathLike, fspath
 from typing import Any
 
@@ -22,6 +24,7 @@ from ovss_ray.labels.additions import grown, read_additions
 from ovss_ray.labels.codecs import LabelMap, decode_label_map
 from ovss_ray.labels.layout import SHARDS_FOLDER, Manifest
 from ovss_ray.labels.outcomes import Outcomes, count_outcomes
+from ovss_ray.labels.pixels import PixelReader, RgbImage
 from ovss_ray.labels.record import RunRecord, explain_missing, parse_record
 from ovss_ray.labels.schema import check_schema, load_schema
 from ovss_ray.labels.shard import list_shards
@@ -50,7 +53,7 @@ def open_run(path: str | PathLike[str], storage_options: StorageOptions | None =
         except (FileNotFoundError, NotADirectoryError):
             raise SettingError(explain_missing(fs, root, uri)) from None
     record, planned = parse_record(stored, uri)
-    return Run(uri, fs, root, record, planned)
+    return Run(uri, fs, root, record, planned, storage_options)
 
 
 class _NotWrittenError(OvssError):
@@ -81,7 +84,13 @@ class Run:
     """
 
     def __init__(
-        self, uri: str, fs: fsspec.AbstractFileSystem, root: str, record: RunRecord, planned: Manifest
+        self,
+        uri: str,
+        fs: fsspec.AbstractFileSystem,
+        root: str,
+        record: RunRecord,
+        planned: Manifest,
+        storage_options: StorageOptions | None = None,
     ) -> None:
         self.uri = uri
         self.job: dict[str, Any] = record.job
@@ -91,6 +100,7 @@ class Run:
         self._fs = fs
         self._root = root
         self._shards = f"{root}/{SHARDS_FOLDER}"
+        self._storage_options = storage_options
         self._read_additions()
 
     @property
@@ -206,12 +216,39 @@ class Run:
             SettingError: if the run has no such image.
             OvssError: if the image failed (with its reason) or its shard is not written yet.
         """
-        if not 0 <= image_id < self.num_images:
-            raise SettingError(f"{self.uri} has no image {image_id}: its image ids are 0 to {self.num_images - 1}")
+        image_id = self._checked_id(image_id)
         row = self._read_home(image_id) if not self.manifest.retry_shards else self._read_best(image_id)
         if row["status"] != "ok":
             raise OvssError(f"image {image_id} ({row['uri']}) has no label map: {row['status']}, {row['error']}")
         return self._decode(row)
+
+    def image(self, image_id: int) -> RgbImage:
+        """One image as the segmenter saw it, uint8 [H, W, 3] RGB, from wherever it lies, also in a tar or Parquet file.
+
+        It is fetched again and decoded by the rules and within the limits of the run. Images without labels can be
+        asked for too.
+
+        Raises:
+            SettingError: if the run has no such image, or `image_id` is no number.
+            ImageError: if it cannot be read (any more); `status` and `reason` are those of a row of a shard.
+            OvssError: if the run itself cannot be read.
+        """
+        image_id = self._checked_id(image_id)
+        shards = chain(self._retries_of(image_id), [self.manifest.home_of(image_id)[0]])
+        return self._pixels.read(image_id, self.manifest, shards)
+
+    @cached_property
+    def _pixels(self) -> PixelReader:
+        return PixelReader(self._fs, self._root, self.uri, self.job, self._storage_options)
+
+    def _checked_id(self, image_id: int) -> int:
+        try:
+            number = operator.index(image_id)
+        except TypeError:
+            raise SettingError(f"image_id is {image_id!r}; give the number of an image, from 0") from None
+        if not 0 <= number < self.num_images:
+            raise SettingError(f"{self.uri} has no image {number}: its image ids are 0 to {self.num_images - 1}")
+        return number
 
     def _read_best(self, image_id: int) -> dict[str, Any]:
         """The row that counts, by the rule of `ShardViews`."""

@@ -57,9 +57,7 @@ def evaluation_page(
     scores = evaluation.scores
     chosen = [index for index in _worst_first(scores) if scores.pixels[index]][:classes]
     with open_run(evaluation.run, storage_options) as run:
-        parts = class_galleries(
-            run, truth, evaluation.images, chosen, worst=worst, best=best, storage_options=storage_options
-        )
+        parts = class_galleries(run, truth, evaluation.images, chosen, worst=worst, best=best)
     galleries: list[Block] = [Text(_GALLERIES)] if parts else []
     blocks: list[Block] = [
         Figures(_figures(evaluation)),

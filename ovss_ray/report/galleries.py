@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +15,7 @@ from ovss_ray.evaluation.confusion import Counts
 from ovss_ray.evaluation.ground_truth.errors import AnnotationError
 from ovss_ray.evaluation.ground_truth.truth import GroundTruth
 from ovss_ray.evaluation.table import ImageScores
-from ovss_ray.images.decoding import decode_image
-from ovss_ray.images.fetching import Fetcher
-from ovss_ray.images.listing import ImageRef
 from ovss_ray.images.parallel import flat_map_ordered
-from ovss_ray.images.stores import StorageOptions
 from ovss_ray.labels.reading import Run
 from ovss_ray.report.page import (
     Block,
@@ -34,8 +29,6 @@ from ovss_ray.report.page import (
     Swatch,
     paint_labels,
 )
-from ovss_ray.run.directory import RunDirectory
-from ovss_ray.run.manifest import stored_images
 
 LONGEST_SIDE = 360
 """Pictures are shrunk to this many pixels, so that a page with dozens of them stays small."""
@@ -75,22 +68,20 @@ def class_galleries(
     *,
     worst: int,
     best: int,
-    storage_options: StorageOptions | None = None,
 ) -> tuple[Part, ...]:
     """For each class the images where it came out worst, then those where it came out best.
 
     Args:
-        run: gives the labels, and where the images are.
+        run: gives the labels and the images.
         truth: the ground truth.
         images: the scores of `run` against `truth`.
         class_ids: of the ground truth.
         worst, best: how many images of each kind.
-        storage_options: fsspec options by protocol, of the images.
     """
     wanted = {class_id: (images.worst(class_id, worst), images.best(class_id, best)) for class_id in class_ids}
     ids = sorted({image_id for pair in wanted.values() for group in pair for image_id in group})
     names = dict(zip(images.image_ids.tolist(), images.names, strict=True))
-    shown = _read(run, truth, {image_id: names[image_id] for image_id in ids}, storage_options)
+    shown = _read(run, truth, {image_id: names[image_id] for image_id in ids})
     positions = {image_id: row for row, image_id in enumerate(images.image_ids.tolist()) if image_id in shown}
     parts = []
     for class_id, (low, high) in wanted.items():
@@ -173,13 +164,11 @@ def _visible(shown: Iterable[ShownImage]) -> list[int]:
     return seen[:_LEGEND_CLASSES]
 
 
-def _read(
-    run: Run, truth: GroundTruth, names: Mapping[int, str], storage_options: StorageOptions | None
-) -> dict[int, ShownImage]:
+def _read(run: Run, truth: GroundTruth, names: Mapping[int, str]) -> dict[int, ShownImage]:
     """The images with these ids; their bytes are fetched a few at a time."""
     match = match_classes(run.vocabulary, truth.vocabulary)
     shown = {}
-    for image_id, photo in _photos(run, sorted(names), storage_options):
+    for image_id, photo in _photos(run, sorted(names)):
         name = names[image_id]
         true: ClassIds | str
         labels: ClassIds | str
@@ -200,26 +189,15 @@ def _read(
     return shown
 
 
-def _photos(
-    run: Run, image_ids: Sequence[int], storage_options: StorageOptions | None
-) -> Iterator[tuple[int, RgbImage | str]]:
-    fetcher = Fetcher(storage_options)
-
-    def load(image: tuple[int, ImageRef]) -> list[tuple[int, RgbImage | str]]:
-        image_id, ref = image
+def _photos(run: Run, image_ids: Sequence[int]) -> Iterator[tuple[int, RgbImage | str]]:
+    def load(image_id: int) -> list[tuple[int, RgbImage | str]]:
         try:
-            pixels = decode_image(fetcher.fetch(ref.uri, ref.size_bytes, ref.offset), **_limit(run))
-        except ImageError as error:
-            return [(image_id, f"{ref.uri} cannot be shown: {error.status}, {error.reason}")]
-        return [(image_id, _shrunk(pixels))]
+            return [(image_id, _shrunk(run.image(image_id)))]
+        except (ImageError, OvssError) as error:
+            status = f"{error.status}, " if isinstance(error, ImageError) else ""
+            return [(image_id, f"image {image_id} cannot be shown: {status}{error}")]
 
-    refs = stored_images(image_ids, run.manifest, RunDirectory(run.uri, storage_options))
-    return flat_map_ordered(load, refs, threads=_FETCHES)
-
-
-def _limit(run: Run) -> dict[str, Any]:
-    limit = run.job.get("max_pixels")
-    return {} if limit is None else {"max_pixels": limit}
+    return flat_map_ordered(load, image_ids, threads=_FETCHES)
 
 
 def _cells(labels: ClassIds, true: ClassIds, num_classes: int) -> Counts:

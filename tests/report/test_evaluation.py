@@ -155,7 +155,8 @@ def test_images_that_are_gone_leave_labels_and_truth(scored_demo: ScoredDemo) ->
     shown = pictures(page)
     assert not any(text.startswith("image ") for text in shown)
     assert any(text.startswith("labels of ") for text in shown)
-    assert f"{images}/00000.jpg cannot be shown: not_found" in words(page)
+    assert "image 0 cannot be shown: not_found" in words(page)
+    assert f"(image 0, {images}/00000.jpg)" in words(page)
 
 
 def test_a_truth_that_is_gone_leaves_images_and_labels(scored_demo: ScoredDemo, tmp_path: Path) -> None:

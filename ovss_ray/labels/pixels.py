@@ -1,0 +1,102 @@
+"""The images of a run, read back as its workers read them: out of files, tars and Parquet files alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovss_ray.errors import DamagedRunError, ImageError
+from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS, decode_image
+from ovss_ray.images.fetching import Fetcher
+from ovss_ray.images.listing import ImageRef
+from ovss_ray.images.stores import StorageOptions, explained
+from ovss_ray.labels.layout import Manifest, Part
+
+RgbImage = npt.NDArray[np.uint8]
+
+_REF_COLUMNS = [field.name for field in fields(ImageRef)]
+_GROUPS_KEPT = 8  # images are mostly asked for one after another
+
+
+class PixelReader:
+    """Reads the images of one run; for many threads, and for any number of images.
+
+    Args:
+        fs: where the run lies.
+        root: the run directory on `fs`.
+        uri: the run directory as users write it, for messages.
+        job: the resolved settings of the run: its bounds hold here too.
+        storage_options: fsspec options by protocol, of the images.
+    """
+
+    def __init__(
+        self,
+        fs: fsspec.AbstractFileSystem,
+        root: str,
+        uri: str,
+        job: dict[str, Any],
+        storage_options: StorageOptions | None,
+    ) -> None:
+        self._fs = fs
+        self._root = root
+        self._uri = uri
+        self._max_pixels: int = job.get("max_pixels", DEFAULT_MAX_PIXELS)
+        how = {"attempts": "fetch_attempts", "timeout_s": "fetch_timeout_s"}
+        self._fetcher = Fetcher(storage_options, **{name: job[field] for name, field in how.items() if field in job})
+        self._group = lru_cache(_GROUPS_KEPT)(self._read_group)
+
+    def read(self, image_id: int, manifest: Manifest, shards: Iterable[int]) -> RgbImage:
+        """Fetch and decode one image.
+
+        Args:
+            manifest: the images of the run.
+            shards: those that may list the image, the one that counts first.
+
+        Returns:
+            uint8 [H, W, 3], RGB.
+
+        Raises:
+            ImageError: it cannot be read; with the status that it would have in a shard.
+            DamagedRunError: the manifest does not list it.
+        """
+        with explained(self._uri):
+            ref, part = self._planned(image_id, manifest, shards)
+        try:
+            data = self._fetcher.fetch(ref.uri, ref.size_bytes, ref.offset)
+            return decode_image(data, max_pixels=part.max_pixels or self._max_pixels)
+        except ImageError as error:
+            raise ImageError(error.status, f"{error.reason} (image {image_id}, {ref.uri})") from error
+
+    def _planned(self, image_id: int, manifest: Manifest, shards: Iterable[int]) -> tuple[ImageRef, Part]:
+        for shard in shards:
+            part, group = manifest.place_of(shard)
+            ref = self._listed(image_id, manifest.parts[part].name, group)
+            if ref is not None:
+                return ref, manifest.parts[part]
+        raise DamagedRunError(f"the manifest of {self._uri} lacks image {image_id}; restore it to read the image")
+
+    def _listed(self, image_id: int, part: str, group: int) -> ImageRef | None:
+        rows = self._group(part, group)
+        position = rows["image_id"].index(image_id).as_py()
+        if position < 0:
+            return None
+        row = rows.slice(position, 1).to_pylist()[0]
+        return ImageRef(**{name: row[name] for name in _REF_COLUMNS})
+
+    def _read_group(self, part: str, group: int) -> pa.Table:
+        try:
+            with self._fs.open(f"{self._root}/{part}", "rb", cache_type="none") as file:
+                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                return parquet.read_row_group(group, columns=["image_id", *_REF_COLUMNS])
+        except FileNotFoundError:
+            raise DamagedRunError(f"{self._uri}/{part} is missing; restore it to read images") from None
+        except pa.ArrowInvalid as error:
+            raise DamagedRunError(f"{self._uri}/{part} is damaged ({error}); restore it to read images") from error
