@@ -238,15 +238,16 @@ def _print_summary(summary: RunSummary) -> None:
     say(line)
     if summary.failed:
         say(f"{summary.failed:,} {'image has' if summary.failed == 1 else 'images have'} a reason instead of labels:")
-        _say_failures(summary.failures)
+        _say_failures(summary.failures, summary.failure_kinds)
     say(f"Look into it: ovss-ray status {shlex.quote(summary.run)}, or in Python:")
     say(f'  ovss_ray.open_run({summary.run!r}).sql("SELECT class_name, count(*) FROM segments GROUP BY ALL")')
 
 
-def _say_failures(failures: list[dict[str, Any]]) -> None:
-    for failure in failures:
-        example = f" (e.g. {failure['example']})" if failure["example"] else ""  # a row of a list may name no image
-        say(f"  {failure['images']:>8,}  {failure['status']}: {failure['error']}{example}")
+def _say_failures(failures: list[dict[str, Any]], kinds: int | None) -> None:
+    from ovss_ray.run.summary import failure_lines
+
+    for line in failure_lines(failures, kinds):
+        say(f"  {line}")
 
 
 @app.command()
@@ -285,7 +286,7 @@ def status(
              f"{added['shards_done']:,} of {added['shards']:,} shards finished")  # fmt: skip
     if state.crashed:
         say(f"{state.crashed:,} images ended their worker and are set aside")
-    _say_failures(state.failures or [])
+    _say_failures(state.failures or [], state.failure_kinds)
     if state.activity in ("stopped", "not begun"):
         say("The command that started the run continues it.")
 

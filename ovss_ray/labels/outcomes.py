@@ -12,13 +12,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ovss_ray.labels.reasons import KINDS_KEPT, OTHER_REASONS, kind_of
 from ovss_ray.labels.schema import METADATA_PREFIX, load_contract
 
-OTHER_REASONS = "other reasons"
-
 _THREADS = 16  # of an object store each footer takes a few requests
-_SHARDS_AHEAD = 1024
-_REASONS_KEPT = 10_000
+_SHARDS_AHEAD = 64
 _STATUSES_KEY = (METADATA_PREFIX + "statuses").encode()
 
 OpenShard = Callable[[int], AbstractContextManager[pq.ParquetFile]]
@@ -26,25 +24,28 @@ OpenShard = Callable[[int], AbstractContextManager[pq.ParquetFile]]
 
 @dataclass(frozen=True)
 class FailureReason:
-    """Images without labels for the same reason.
+    """Images without labels for the same kind of reason.
 
     Attributes:
-        status, error: as in their rows.
+        status: as in their rows.
+        kind: their reason without numbers, names and addresses (`kind_of`).
         images: how many.
         example: the first of their URIs in alphabetical order.
+        error: the reason in the row of this one.
     """
 
     status: str
-    error: str | None
+    kind: str
     images: int
     example: str
+    error: str | None
 
 
 @dataclass(frozen=True)
 class Outcomes:
     """Images by status (none is left out, those without images are), and why some have no labels, most frequent first.
 
-    Beyond ten thousand different reasons, those met later are `OTHER_REASONS`.
+    Beyond a thousand kinds of reasons, those met later are `OTHER_REASONS`.
     """
 
     statuses: dict[str, int]
@@ -67,32 +68,35 @@ def count_outcomes(open_shard: OpenShard, shards: Sequence[int], superseded: Map
                 total.add(tally)
     known = next(column for column in load_contract("shard")["columns"] if column["name"] == "status")["values"]
     order = sorted(total.statuses, key=[*known, *total.statuses].index)
-    failures = [FailureReason(*kind, total.reasons[kind], total.examples[kind]) for kind in total.reasons]
-    failures.sort(key=lambda failure: (-failure.images, failure.status, failure.error or ""))
+    failures = [FailureReason(*kind, total.reasons[kind], *total.examples[kind]) for kind in total.reasons]
+    failures.sort(key=lambda failure: (-failure.images, failure.status, failure.kind))
     return Outcomes({status: total.statuses[status] for status in order}, failures)
+
+
+_Example = tuple[str, str | None]
 
 
 @dataclass
 class _Tally:
     statuses: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[tuple[str, str | None]] = field(default_factory=Counter)
-    examples: dict[tuple[str, str | None], str] = field(default_factory=dict)
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    examples: dict[tuple[str, str], _Example] = field(default_factory=dict)
 
     def count(self, row: Mapping[str, Any]) -> None:
         self.statuses[row["status"]] += 1
         if row["status"] != "ok":
-            self._fail((row["status"], row["error"]), 1, row["uri"])
+            self._fail((row["status"], kind_of(row["error"])), 1, (row["uri"], row["error"]))
 
     def add(self, other: _Tally) -> None:
         self.statuses.update(other.statuses)
         for kind, images in other.reasons.items():
             self._fail(kind, images, other.examples[kind])
 
-    def _fail(self, kind: tuple[str, str | None], images: int, example: str) -> None:
-        if kind not in self.reasons and len(self.reasons) >= _REASONS_KEPT:
+    def _fail(self, kind: tuple[str, str], images: int, example: _Example) -> None:
+        if kind not in self.reasons and len(self.reasons) >= KINDS_KEPT:
             kind = (kind[0], OTHER_REASONS)
         self.reasons[kind] += images
-        self.examples[kind] = min(example, self.examples.get(kind, example))
+        self.examples[kind] = min(example, self.examples.get(kind, example), key=lambda pair: pair[0])
 
 
 def _tally(open_shard: OpenShard, shard: int, superseded: Set[int]) -> _Tally:

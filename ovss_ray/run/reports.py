@@ -16,7 +16,7 @@ class ShardReport:
         shard: its id.
         created: False if another worker's file was there first; this worker's labels were then dropped.
         statuses: number of images by status.
-        failures: number of images without labels by (status, reason).
+        failures: number of images without labels by (status, kind of reason).
         bytes_written: size of the file.
         seconds: from its first image to its file; None if the file was there before.
         progress: of the worker, this shard included.

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from ovss_ray.labels.reasons import OTHER_REASONS, kind_of
+
 REASONS_KEPT = 50
-OTHER_REASONS = "other reasons"
 
 Failures = Counter[tuple[str, str]]
-"""Images by (status, reason)."""
+"""Images by (status, kind of reason)."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class WorkerProgress:
 
     Attributes:
         images: finished images by status.
-        failures: those without labels by (status, reason).
+        failures: those without labels by (status, kind of reason).
         stage_seconds: seconds by stage, added up over threads (`fetch`, `decode`, `segment`, `encode`, `write`), and
             what the device's thread spent waiting (`wait_for_images`, `wait_for_encode`).
         retries: requests made again, by the kind of failure before them.
@@ -95,6 +96,6 @@ class WorkerStats:
 
 
 def count_failure(failures: Failures, status: str, reason: str, images: int = 1) -> None:
-    """Count failed images by reason; the first fifty different reasons are kept apart."""
-    key = (status, reason)
+    """Count failed images by status and kind of reason (`kind_of`); the first fifty different ones are kept apart."""
+    key = (status, kind_of(reason))
     failures[key if key in failures or len(failures) < REASONS_KEPT else (status, OTHER_REASONS)] += images

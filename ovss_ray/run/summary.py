@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from statistics import median
@@ -35,10 +35,12 @@ class RunSummary:
         images: images of the run.
         shards: shards of the run.
         statuses: images by status.
-        failures: the most frequent reasons, as {status, error, images, example}.
+        failures: the most frequent kinds of reasons, as {status, kind, images, example, error}: `error` is the reason
+            of the example.
         session: of the last session that labelled anything: images, seconds, images_per_s, stage_seconds,
             binding_stage, fetch_retries (by kind of failure), worker_deaths (by kind), crashed_images (found in it);
             None if there was nothing to do.
+        failure_kinds: how many kinds of reasons there are, those of `failures` included.
     """
 
     run: str
@@ -47,6 +49,7 @@ class RunSummary:
     statuses: dict[str, int]
     failures: list[dict[str, Any]]
     session: dict[str, Any] | None
+    failure_kinds: int = 0
 
     @property
     def labelled(self) -> int:
@@ -81,6 +84,7 @@ def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progr
         statuses=outcomes.statuses,
         failures=_top_reasons(outcomes),
         session=None if session is None else _session(session),
+        failure_kinds=len(outcomes.failures),
     )
     if is_complete:
         directory.replace(SUMMARY_FILE, json.dumps(asdict(summary), indent=1, ensure_ascii=False).encode())
@@ -104,7 +108,7 @@ class RunState:
         last_shard_age_s: seconds since then, by this machine's clock.
         usual_shard_s: what the latest shards took, from their first image to their file; None if there is none.
         statuses: images by status; None where that would take reading every shard.
-        failures: the most frequent reasons, as in `RunSummary`; None likewise.
+        failures, failure_kinds: the most frequent kinds of reasons, as in `RunSummary`; None likewise.
     """
 
     run: str
@@ -125,6 +129,7 @@ class RunState:
     usual_shard_s: float | None
     statuses: dict[str, int] | None
     failures: list[dict[str, Any]] | None
+    failure_kinds: int | None
 
     def pace(self) -> str:
         """Whether the run goes on and how fast, in a sentence; for a run with one shard at least."""
@@ -160,7 +165,7 @@ def read_status(run: str, storage_options: StorageOptions | None = None, *, full
         pace = _pace(directory, manifest, done)
         activity: Activity = "complete" if len(done) == manifest.shards else pace.activity
         rows_left = manifest.rows - sum(map(manifest.images_in, done))
-        statuses, failures = _outcomes(opened, directory, complete=activity == "complete", full=full)
+        statuses, failures, kinds = _outcomes(opened, directory, complete=activity == "complete", full=full)
         return RunState(
             run=run,
             method=opened.job["method"],
@@ -180,6 +185,7 @@ def read_status(run: str, storage_options: StorageOptions | None = None, *, full
             usual_shard_s=pace.usual_shard_s,
             statuses=statuses,
             failures=failures,
+            failure_kinds=kinds,
         )
 
 
@@ -204,18 +210,18 @@ def _additions(run: Run, done: Set[int]) -> list[dict[str, Any]]:
 
 def _outcomes(
     run: Run, directory: RunDirectory, *, complete: bool, full: bool
-) -> tuple[dict[str, int] | None, list[dict[str, Any]] | None]:
+) -> tuple[dict[str, int] | None, list[dict[str, Any]] | None, int | None]:
     done = run.shards_done()
     if not done:
-        return {}, []
+        return {}, [], 0
     if complete and not full:
         stored = directory.read_json(SUMMARY_FILE)
         if stored is not None and stored["shards"] == run.num_shards:
-            return stored["statuses"], stored["failures"]
+            return stored["statuses"], stored["failures"], stored.get("failure_kinds", len(stored["failures"]))
     if full or len(done) <= COUNTED_SHARDS:
         outcomes = run.outcomes()
-        return outcomes.statuses, _top_reasons(outcomes)
-    return None, None
+        return outcomes.statuses, _top_reasons(outcomes), len(outcomes.failures)
+    return None, None, None
 
 
 @dataclass(frozen=True)
@@ -273,6 +279,26 @@ def _duration(directory: RunDirectory, shard: int) -> float:
 
 def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+def failure_lines(failures: Sequence[Mapping[str, Any]], kinds: int | None, shown: int = 8) -> Iterator[str]:
+    """Failures as lines for people: count, status and kind, an example with its own reason, and how many are not shown.
+
+    Args:
+        failures: as in `RunSummary`.
+        kinds: how many kinds there are.
+        shown: how many of them to show.
+    """
+    for failure in failures[:shown]:
+        kind = failure.get("kind", failure["error"])  # summaries of before have none
+        yield f"{failure['images']:>8,}  {failure['status']}: {kind}"
+        example = failure["example"]  # a row of a list may name no image
+        if example:
+            why = f": {failure['error']}" if failure["error"] != kind else ""
+            yield f"{'':>10}such as {example}{why}"
+    more = max(kinds or 0, len(failures)) - min(shown, len(failures))
+    if more:
+        yield f"{'':>10}and {more:,} more {'kind' if more == 1 else 'kinds'}"
 
 
 def _top_reasons(outcomes: Outcomes) -> list[dict[str, Any]]:

@@ -13,8 +13,9 @@ import pytest
 
 from ovss_ray.errors import DamagedRunError, ImageError
 from ovss_ray.labels import encode_shard, failed_row, outcomes, summarise
-from ovss_ray.labels.outcomes import OTHER_REASONS, FailureReason
+from ovss_ray.labels.outcomes import FailureReason
 from ovss_ray.labels.reading import open_run
+from ovss_ray.labels.reasons import OTHER_REASONS
 
 FATES = (None, None, ("corrupt", "it ends too early"), ("not_found", "there is no such file"), ("corrupt", "no JPEG"))
 
@@ -53,7 +54,7 @@ def test_outcomes_are_those_of_sql_over_all_rows(run: Path) -> None:
         ).fetchall()
     assert found.statuses == dict(counted)
     assert next(iter(found.statuses)) == "ok"
-    assert found.failures == [FailureReason(*row) for row in reasons]
+    assert found.failures == [FailureReason(*row, error=row[1]) for row in reasons]
     assert len(found.failures) == 3
 
 
@@ -71,12 +72,24 @@ def test_no_row_is_read_where_the_footer_says_that_all_have_labels(run: Path) ->
             opened.outcomes()
 
 
-def test_reasons_without_end_are_put_together(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcomes, "_REASONS_KEPT", 8)
+def test_reasons_that_differ_in_numbers_and_names_only_are_one_kind_with_an_example(run: Path) -> None:
     for shard in range(5):
-        write_shard(run, shard, [("corrupt", f"broken at byte {shard * 8 + position}") for position in range(8)])
+        numbers = range(shard * 8, shard * 8 + 8)
+        write_shard(run, shard, [("corrupt", f"/data/{number}.jpg broken at byte {number}") for number in numbers])
+    with open_run(run) as opened:
+        (found,) = opened.outcomes().failures
+        ((error,),) = opened.sql("SELECT error FROM images ORDER BY uri LIMIT 1").fetchall()
+    assert (found.kind, found.images, found.example) == ("<path> broken at byte N", 40, "00.jpg")
+    assert found.error == error
+
+
+def test_kinds_without_end_are_put_together(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "KINDS_KEPT", 8)
+    for shard in range(5):
+        words = [chr(97 + shard) + chr(97 + position) for position in range(8)]
+        write_shard(run, shard, [("corrupt", f"broken at {word}") for word in words])
     with open_run(run) as opened:
         found = opened.outcomes()
-    assert (found.failures[0].error, found.failures[0].images) == (OTHER_REASONS, 32)
+    assert (found.failures[0].kind, found.failures[0].images) == (OTHER_REASONS, 32)
     assert sum(failure.images for failure in found.failures) == found.statuses["corrupt"] == 40
     assert len(found.failures) == 9

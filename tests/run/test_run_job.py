@@ -167,6 +167,8 @@ def test_bad_files_become_rows_that_say_why(make_spec: MakeSpec, photos: Path, t
     assert all(len(error) > 5 for _, error in rows.values())
     assert (summary.labelled, summary.failed) == (6, 6)
     assert sum(failure["images"] for failure in summary.failures) == 6
+    assert {failure["error"] for failure in summary.failures} <= {error for _, error in rows.values()}
+    assert summary.failure_kinds == len(summary.failures)
 
 
 def test_an_image_on_which_the_method_fails_becomes_a_crashed_row(

@@ -112,3 +112,19 @@ def test_on_s3(finished: JobSpec, s3: str) -> None:
     fs.put(f"{finished.run}/", f"{root}/", recursive=True)
     state = read_status(f"{s3}/run")
     assert (state.activity, state.shards_done, state.statuses) == ("going on", 4, {"ok": 32})
+
+
+def test_failures_are_shown_largest_first_with_an_example_and_how_many_kinds_are_left_out() -> None:
+    failures = [
+        {"status": "corrupt", "kind": "broken at N", "images": 1200, "example": "a.jpg", "error": "broken at 7"},
+        {"status": "not_found", "kind": "no file", "images": 3, "example": "b.jpg", "error": "no file"},
+        {"status": "forbidden", "kind": "no access", "images": 1, "example": "", "error": "no access"},
+    ]  # fmt: skip
+    assert [line.strip() for line in summary_module.failure_lines(failures, 12, shown=2)] == [
+        "1,200  corrupt: broken at N",
+        "such as a.jpg: broken at 7",
+        "3  not_found: no file",
+        "such as b.jpg",
+        "and 10 more kinds",
+    ]
+    assert [line.strip() for line in summary_module.failure_lines(failures[2:], 1)] == ["1  forbidden: no access"]
