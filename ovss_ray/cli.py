@@ -299,7 +299,7 @@ def verify(
     ] = False,
     remove_damaged: Annotated[
         bool,
-        typer.Option("--remove-damaged", help="Remove damaged shards, so that continuing the run labels them again."),
+        typer.Option("--remove-damaged", help="Remove damaged files, so that continuing the run makes them again."),
     ] = False,
     as_json: AsJson = False,
     storage_options: StorageOptionsJson = None,

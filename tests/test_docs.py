@@ -7,8 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from PIL import Image
+
+from ovss_ray.demo.scenes import CLASSES, write_scenes
+from ovss_ray.run.driver import run_job
+from ovss_ray.spec import JobSpec
 
 ROOT = Path(__file__).parents[1]
 NAMED = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "failure_modes.md").read_text())
@@ -37,3 +42,24 @@ def test_the_short_form_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.M
     exec(code.replace("ViT-B/16", "demo"), names)  # the published weights would be downloaded
     assert names["result"].labels.shape == (70, 90)
     assert Image.open("labels.png").height >= 70
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `runs/first` is a run, as the pages call it."""
+    folder = tmp_path_factory.mktemp("pages")
+    write_scenes(folder, 3, 0)
+    job = {"input": str(folder / "images"), "run": str(folder / "runs/first"), "classes": list(CLASSES), "clip": "demo",
+           "engine": "local"}  # fmt: skip
+    run_job(JobSpec.build(job, source="test"))
+    return folder
+
+
+def test_the_sql_of_the_readme_runs_in_plain_duckdb(first_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = re.findall(r"```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(queries) >= 2
+    monkeypatch.chdir(first_run)
+    results = [duckdb.sql(query).fetchall() for query in queries]
+    assert all(results)
+    assert {name for name, *_ in results[0]} <= set(CLASSES)
+    assert results[0][0][1] <= 3

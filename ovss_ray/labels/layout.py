@@ -3,6 +3,7 @@
 run.json                      the resolved job and its fingerprint; created once
 manifest/00000.parquet        the frozen list of images, one row group per shard
 additions/00001.json          images added later, or labelled again: more manifest parts; each created once
+classes.parquet               the classes, for plain SQL; created once, and again where it is missing
 text.parquet                  the encoded vocabulary
 shards/00000000.parquet       one file per shard: the result and, by existing, the checkpoint
 crashed/00000000-12.json      an image that killed its worker, so that it is not tried again
@@ -24,6 +25,7 @@ FORMAT_VERSION = 1
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 TEXT_FILE = "text.parquet"
+CLASSES_FILE = "classes.parquet"
 MANIFEST_FOLDER = "manifest"
 ADDITIONS_FOLDER = "additions"
 SHARDS_FOLDER = "shards"

@@ -22,6 +22,7 @@ _SCALAR_TYPES = {
     "float32": pa.float32(),
     "string": pa.string(),
     "binary": pa.binary(),
+    "bool": pa.bool_(),
 }
 
 

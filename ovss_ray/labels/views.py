@@ -14,6 +14,7 @@ import duckdb
 import fsspec
 import pyarrow as pa
 
+from ovss_ray.labels.classes import classes_table
 from ovss_ray.labels.layout import Manifest
 from ovss_ray.labels.schema import load_schema
 from ovss_ray.vocabulary import Vocabulary
@@ -33,7 +34,7 @@ class ShardViews:
     * `shard_rows`: every column, one row per image;
     * `images`: the same without label map and segments;
     * `segments`: one row per image and class present, with all statistics;
-    * `classes`: the vocabulary.
+    * `classes`: the vocabulary; the table of `schemas/classes.yaml`, its id and name as class_id and class_name.
 
     Of an image that was labelled again the row with labels counts, of several (or none) that of the latest shard.
 
@@ -137,16 +138,10 @@ def _literal(text: str) -> str:
 
 
 def _create_classes(connection: duckdb.DuckDBPyConnection, vocabulary: Vocabulary) -> None:
-    classes = pa.table(
-        {
-            "class_id": pa.array([item.id for item in vocabulary.classes], pa.int32()),
-            "class_name": pa.array([item.name for item in vocabulary.classes], pa.string()),
-            "queries": pa.array([list(item.queries) for item in vocabulary.classes], pa.list_(pa.string())),
-            "color": pa.array(["#" + bytes(item.color).hex() for item in vocabulary.classes], pa.string()),
-        }
+    connection.register("vocabulary_table", classes_table(vocabulary))
+    connection.execute(
+        "CREATE TABLE classes AS SELECT id AS class_id, name AS class_name, * EXCLUDE (id, name) FROM vocabulary_table"
     )
-    connection.register("vocabulary_table", classes)
-    connection.execute("CREATE TABLE classes AS SELECT * FROM vocabulary_table")
     connection.unregister("vocabulary_table")
 
 

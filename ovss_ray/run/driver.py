@@ -15,7 +15,8 @@ from typing import Any
 
 from ovss_ray.errors import OvssError, RunFailedError, RunMismatchError
 from ovss_ray.labels.additions import read_additions
-from ovss_ray.labels.layout import FORMAT_VERSION, RUN_FILE, Manifest
+from ovss_ray.labels.classes import encode_classes
+from ovss_ray.labels.layout import CLASSES_FILE, FORMAT_VERSION, RUN_FILE, Manifest
 from ovss_ray.run.breaker import too_many_failures
 from ovss_ray.run.crashed import crashed_images, remember_crashed
 from ovss_ray.run.directory import RunDirectory
@@ -104,6 +105,7 @@ def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> Ru
         additions = read_additions(directory.fs, directory.root, directory.uri)
         resolved, manifest = take_over(resolved, record, additions, run=directory.uri)
         directory.prepare()
+        _write_classes(resolved.vocabulary, directory)  # runs of older versions have none
     else:
         planned = _plan(resolved.spec, directory, reporter)
         if planned is None:
@@ -168,12 +170,19 @@ def _create_record(resolved: ResolvedSpec, manifest: Manifest, directory: RunDir
     record = run_record(resolved, manifest, created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     if directory.create(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode()):
         remove_stray_parts(manifest, directory)
+        _write_classes(resolved.vocabulary, directory)
         return record
     log.warning("another process has just started a run in %s; it is continued", directory.uri)
     theirs = directory.read_json(RUN_FILE)
     if theirs is not None:
         remove_stray_parts(Manifest.from_json(theirs["manifest"]), directory)
     return None
+
+
+def _write_classes(vocabulary: Vocabulary, directory: RunDirectory) -> None:
+    """Only once `run.json` is there: of two processes that start a run, both then write the classes of the winner."""
+    if not directory.exists(CLASSES_FILE):
+        directory.create(CLASSES_FILE, encode_classes(vocabulary))
 
 
 class _Session:

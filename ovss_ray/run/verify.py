@@ -13,7 +13,16 @@ import pyarrow.parquet as pq
 
 from ovss_ray.images.stores import StorageOptions, explained
 from ovss_ray.labels.checking import ExpectedShard, check_footer, check_shard
-from ovss_ray.labels.layout import ADDITIONS_FOLDER, MANIFEST_FOLDER, SHARDS_FOLDER, Part, addition_name, shard_name
+from ovss_ray.labels.classes import check_classes
+from ovss_ray.labels.layout import (
+    ADDITIONS_FOLDER,
+    CLASSES_FILE,
+    MANIFEST_FOLDER,
+    SHARDS_FOLDER,
+    Part,
+    addition_name,
+    shard_name,
+)
 from ovss_ray.labels.reading import Run, open_run
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.manifest import ManifestReader, digest_of
@@ -48,10 +57,10 @@ class Verification:
         images: images in them, those labelled again counted each time.
         footers_only: whether nothing but the footers was looked at.
         missing: shards that are not written yet.
-        damaged: shard files that are not what they should be.
+        damaged: shard files that are not what they should be, and classes.parquet if it is not.
         damaged_manifest: manifest files that are not what they should be, or missing.
         stray: files that do not belong to the run; they are no part of it.
-        removed: damaged shards that were removed.
+        removed: those of the damaged files that were removed.
     """
 
     run: str
@@ -88,11 +97,11 @@ class Verification:
         if self.damaged_manifest:
             yield "Restore the damaged files of the manifest from a copy; labels that are written can be read without."
         if self.removed:
-            yield f"{len(self.removed):,} damaged shards were removed; continuing the run labels them again."
+            yield f"{len(self.removed):,} damaged files were removed; continuing the run makes them again."
         elif self.damaged:
             yield (
-                "Remove the damaged shards (--remove-damaged does it), then give the command that started the run: "
-                "it labels them again."
+                "Remove the damaged files (--remove-damaged does it), then give the command that started the run: "
+                "it makes them again."
             )
         if self.missing:
             yield "The command that started the run labels the missing shards."
@@ -119,7 +128,7 @@ def verify_run(
     Args:
         run: the run directory.
         footers_only: leave everything but the footers and the manifest's sizes unread.
-        remove_damaged: remove damaged shards, so that continuing the run labels them again; nothing else is removed.
+        remove_damaged: remove the `damaged` files, so that continuing the run makes them again, and nothing else.
         storage_options: fsspec options by protocol.
         watch: called with the number of shards checked so far, and the number to check.
 
@@ -139,6 +148,7 @@ def verify_run(
                     watch(done, len(written))
                 if problems:
                     damaged.append(DamagedFile(shard_name(shard), tuple(problems)))
+        damaged += _damaged_classes(opened, directory)
         removed = [file.name for file in damaged] if remove_damaged else []
         for name in removed:
             directory.remove(name)
@@ -198,6 +208,12 @@ class _Checker:
     def _expected(self, shard: int, images: list[tuple[int, str]] | None) -> ExpectedShard:
         run = self._run
         return ExpectedShard(shard, run.fingerprint, run.manifest.images_in(shard), images, run.vocabulary)
+
+
+def _damaged_classes(run: Run, directory: RunDirectory) -> list[DamagedFile]:
+    stored = directory.read(CLASSES_FILE)
+    problem = None if stored is None else check_classes(stored, run.vocabulary)  # runs of older versions have none
+    return [] if problem is None else [DamagedFile(CLASSES_FILE, (problem,))]
 
 
 def _threads(directory: RunDirectory) -> int:

@@ -27,7 +27,7 @@ from tests.run.conftest import CLIP
 MakeSpec = Callable[..., JobSpec]
 IMAGES, SHARD_SIZE = 40, 8
 SHARDS = [f"shards/{shard:08d}.parquet" for shard in range(IMAGES // SHARD_SIZE)]
-RUN_FILES = ["run.json", "summary.json", "text.parquet", *SHARDS]
+RUN_FILES = ["classes.parquet", "run.json", "summary.json", "text.parquet", *SHARDS]
 
 
 @pytest.fixture
@@ -114,7 +114,9 @@ def test_what_an_image_cannot_be_read_for_is_in_its_row(make_spec: MakeSpec, sto
     assert_complete(f"{s3}/run")
 
 
-@pytest.mark.parametrize("name", ["run.json", "text.parquet", "shards/00000002.parquet", "summary.json"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "classes.parquet", "text.parquet", "shards/00000002.parquet", "summary.json"]
+)
 def test_a_reply_lost_after_the_put_took_place_stops_nothing(
     name: str, make_spec: MakeSpec, store: FaultyEndpoint, s3: str
 ) -> None:

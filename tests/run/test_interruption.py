@@ -115,7 +115,8 @@ def assert_complete(run: str) -> None:
     fs.invalidate_cache()
     files = sorted(path.removeprefix(f"{root}/") for path in fs.find(root, withdirs=False))
     expected = [f"shards/{shard:08d}.parquet" for shard in range(SHARDS)]
-    assert files == sorted(["manifest/00000.parquet", "run.json", "summary.json", "text.parquet", *expected])
+    others = ["classes.parquet", "manifest/00000.parquet", "run.json", "summary.json", "text.parquet"]
+    assert files == sorted([*others, *expected])
     with open_run(run) as opened:
         rows = opened.sql("SELECT count(*), count(DISTINCT image_id), count(DISTINCT uri), max(image_id) FROM images")
         assert rows.fetchall() == [(IMAGES, IMAGES, IMAGES, IMAGES - 1)]

@@ -8,10 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
@@ -22,6 +24,7 @@ from ovss_ray.labels.shard import read_shard_metadata
 from ovss_ray.run import worker as worker_module
 from ovss_ray.run.driver import run_job
 from ovss_ray.run.summary import read_status
+from ovss_ray.run.verify import verify_run
 from ovss_ray.segmenters import load_segmenter
 from ovss_ray.spec import JobSpec
 from ovss_ray.vocabulary import load_vocabulary
@@ -53,7 +56,8 @@ def test_a_run_leaves_exactly_the_files_of_the_design(make_spec: MakeSpec) -> No
     summary = run_job(spec)
     assert (summary.images, summary.labelled, summary.shards) == (40, 40, 5)
     shards = [f"shards/{shard:08d}.parquet" for shard in range(5)]
-    assert files_of(spec.run) == ["manifest/00000.parquet", "run.json", *shards, "summary.json", "text.parquet"]
+    others = ["classes.parquet", "manifest/00000.parquet", "run.json", "summary.json", "text.parquet"]
+    assert files_of(spec.run) == sorted([*others, *shards])
     assert not (Path(spec.run) / ".tmp").exists()
 
 
@@ -254,6 +258,38 @@ def finished(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> JobSpec:
     spec = JobSpec.build(values, source="test")
     run_job(spec)
     return spec
+
+
+def test_a_run_without_the_table_of_classes_is_read_and_gets_it_when_continued(make_spec: MakeSpec) -> None:
+    """Older versions wrote none."""
+    spec = make_spec(limit=8)
+    run_job(spec)
+    path = Path(spec.run) / "classes.parquet"
+    written = path.read_bytes()
+    path.unlink()
+    with open_run(spec.run) as run:
+        assert run.sql("SELECT class_name FROM classes ORDER BY class_id").fetchall()[1] == ("dog",)
+    assert verify_run(spec.run).exit_code == 0
+    run_job(spec)
+    assert path.read_bytes() == written
+    path.write_bytes(b"somebody's own")
+    run_job(spec)
+    assert path.read_bytes() == b"somebody's own"  # created, never replaced
+
+
+def test_of_two_drivers_with_other_classes_those_of_the_run_are_in_the_table(make_spec: MakeSpec) -> None:
+    def start(classes: str) -> str | None:
+        try:
+            run_job(make_spec(classes=classes))
+        except RunMismatchError:
+            return None
+        return classes
+
+    with ThreadPoolExecutor(2) as threads:
+        (won,) = [classes for classes in threads.map(start, ("cat,dog", "tree,sky,sea")) if classes]
+    run = make_spec().run
+    assert ",".join(open_run(run).vocabulary.names) == won
+    assert ",".join(pq.read_table(f"{run}/classes.parquet")["name"].to_pylist()) == won
 
 
 def test_what_does_not_change_labels_may_change(finished: JobSpec) -> None:

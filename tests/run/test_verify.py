@@ -16,11 +16,13 @@ import pytest
 from ovss_ray import open_run
 from ovss_ray.errors import DamagedRunError, OvssError
 from ovss_ray.images.stores import open_store
+from ovss_ray.labels.classes import encode_classes
 from ovss_ray.labels.schema import METADATA_PREFIX
 from ovss_ray.run.additions import continue_run, extend_run, load_job, retry_run
 from ovss_ray.run.driver import run_job
 from ovss_ray.run.verify import Verification, verify_run
 from ovss_ray.spec import JobSpec
+from ovss_ray.vocabulary import load_vocabulary
 from tests.run.conftest import CLIP
 
 SHARDS = 5
@@ -239,6 +241,21 @@ def test_a_damaged_manifest(run: Path) -> None:
     assert "it has 11 rows, its record says 12" in verify_run(str(run), footers_only=True).damaged_manifest[0].reason
     part.unlink()
     assert verify_run(str(run)).damaged_manifest[0].reason == "it is missing"
+
+
+def test_a_damaged_table_of_classes_is_named_and_made_again(run: Path) -> None:
+    path = run / "classes.parquet"
+    sound = path.read_bytes()
+    path.write_bytes(encode_classes(load_vocabulary("cat,dog,sky,grass")))
+    found = verify_run(str(run), remove_damaged=True)
+    assert [(file.name, file.reason) for file in found.damaged] == [
+        ("classes.parquet", "its classes are not those of run.json")
+    ]
+    assert (found.removed, found.exit_code) == (["classes.parquet"], 5)
+    continue_run(load_job(str(run)))
+    assert path.read_bytes() == sound
+    path.write_bytes(sound[:-5])
+    assert verify_run(str(run), footers_only=True).exit_code == 6
 
 
 def test_a_missing_record_of_an_addition_is_refused(run: Path) -> None:
