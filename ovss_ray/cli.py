@@ -7,39 +7,28 @@ import logging
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import TracebackType
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from ovss_ray.commands.choose import choose
+from ovss_ray.commands.continuing import continue_, extend, retry
 from ovss_ray.commands.evaluate import evaluate, scoring
 from ovss_ray.commands.methods import methods
+from ovss_ray.commands.outcomes import print_summary
+from ovss_ray.commands.status import status
 from ovss_ray.errors import OvssError
-from ovss_ray.flags import (
-    HOW,
-    JOB_FLAGS,
-    LISTING,
-    AsJson,
-    RunPlace,
-    StorageOptionsJson,
-    Verbose,
-    parse_storage_options,
-    with_flags,
-)
+from ovss_ray.flags import JOB_FLAGS, AsJson, RunPlace, StorageOptionsJson, Verbose, parse_storage_options, with_flags
+from ovss_ray.redaction import hide_arguments, redacted, without_secrets
 from ovss_ray.run.logs import LogSettings, configure_logging, logs_json
 from ovss_ray.spec import JobSpec
 from ovss_ray.terminal import err, log_level, out, reporter_for, say, watching
 from ovss_ray.version import __version__
-
-if TYPE_CHECKING:
-    from ovss_ray.labels.additions import Addition
-    from ovss_ray.run.additions import StoredJob
-    from ovss_ray.run.progress import Reporter
-    from ovss_ray.run.summary import RunSummary
 
 EPILOG = (
     "Exit codes: 0 done (images that failed are rows with a reason), 2 wrong setting, 3 input or weights not "
@@ -59,8 +48,6 @@ app = typer.Typer(
     epilog=EPILOG,
 )
 
-PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Add the images and label them another time.")]
-
 
 @app.command(epilog=EPILOG)
 @with_flags(JOB_FLAGS)
@@ -70,7 +57,7 @@ def label(
     flags: dict[str, Any],
     verbose: Verbose = 0,
 ) -> None:
-    """Label a folder, a glob or a list of images; the same command continues an interrupted run.
+    """Label a folder, a glob or a list of images; the same command, or `continue RUN`, continues an interrupted run.
 
     Example: ovss-ray label photos/ runs/first --classes "cat,dog,grass"
     """
@@ -98,7 +85,7 @@ def _run(spec: JobSpec, verbose: int) -> None:
     from ovss_ray.run.driver import run_job
 
     with scoring(spec):
-        _print_summary(run_job(spec, reporter=reporter_for(spec, verbose)))
+        print_summary(run_job(spec, reporter=reporter_for(spec, verbose)))
 
 
 @app.command(epilog=EPILOG)
@@ -142,153 +129,10 @@ def estimate(
 app.command(epilog=EPILOG)(choose)
 
 
-@app.command(epilog=EPILOG)
-@with_flags({"Images": LISTING, **HOW}, defaults=False)
-def extend(
-    run: RunPlace,
-    flags: dict[str, Any],
-    input: Annotated[str | None, typer.Argument(metavar="INPUT", help="Images; the run's own input if none.")] = None,
-    plan_only: PlanOnly = False,
-    verbose: Verbose = 0,
-) -> None:
-    """Add the images that a run does not have yet (told by their URIs), and label them.
-
-    The input is listed again as the run listed it, unless flags say otherwise: its sample holds for new images too,
-    and a larger --sample adds to it; its limit is over, and --limit counts new images. Keeps 8 bytes of every URI in
-    memory. While the run goes on elsewhere, use --plan-only: whoever continues the run next labels them.
-
-    Example: ovss-ray extend s3://bucket/runs/first
-    """
-    listing = {name: flags.pop(name) for name in LISTING if name in flags}
-    listing.update({} if input is None else {"input": input})
-
-    def add(job: StoredJob, reporter: Reporter) -> Addition | None:
-        from ovss_ray.run.additions import extend_run
-
-        return extend_run(job, listing, reporter=reporter)
-
-    _add_and_label(run, flags, add, "nothing to add: the run has every image of the input", plan_only, verbose)
-
-
-@app.command(epilog=EPILOG)
-@with_flags({"Images": ("max_pixels",), **HOW}, defaults=False)
-def retry(
-    run: RunPlace,
-    flags: dict[str, Any],
-    status: Annotated[
-        str | None,
-        typer.Option(
-            "--status",
-            metavar="NAMES",
-            help="Only images with these, as in fetch_failed,crashed; by default all without labels.",
-        ),
-    ] = None,
-    plan_only: PlanOnly = False,
-    verbose: Verbose = 0,
-) -> None:
-    """Label the images without labels once more, as new shards; the latest outcome of each image counts.
-
-    Readers then see the new row of each, if it has labels or none has. A larger --max-pixels holds for these images
-    only. How many may fail is not limited, unless --max-failed-fraction is given.
-
-    Example: ovss-ray retry runs/first --status fetch_failed,timeout --fetch-attempts 10
-    """
-    statuses = None if status is None else [name.strip() for name in status.split(",")]
-
-    def add(job: StoredJob, _: Reporter) -> Addition | None:
-        from ovss_ray.run.additions import retry_run
-
-        return retry_run(job, statuses)
-
-    nothing = "nothing to label again: no image failed" + (f" with {status}" if status else "")
-    _add_and_label(run, {"max_failed_fraction": 1.0, **flags}, add, nothing, plan_only, verbose)
-
-
-def _add_and_label(
-    run: str,
-    flags: dict[str, Any],
-    add: Callable[[StoredJob, Reporter], Addition | None],
-    nothing: str,
-    plan_only: bool,
-    verbose: int,
-) -> None:
-    from ovss_ray.run.additions import check_job, continue_run, load_job
-
-    job = load_job(run, flags, storage_options=flags.get("storage_options"))
-    if not plan_only:
-        check_job(job)
-    reporter = reporter_for(job.spec, verbose)
-    added = add(job, reporter)
-    if added is None:
-        say(nothing)
-    else:
-        what = "new images" if added.kind == "extend" else "images to label again"
-        say(f"{added.images:,} {what} added to {run}")
-    if not plan_only:
-        _print_summary(continue_run(job, reporter=reporter))
-
-
-def _print_summary(summary: RunSummary) -> None:
-    from ovss_ray.run.progress import duration
-
-    line = f"{summary.labelled:,} of {summary.images:,} images labelled in {summary.run}"
-    if summary.session:
-        line += f" ({summary.session['images_per_s']:.1f} images/s, {duration(summary.session['seconds'])} in all"
-        line += f", bound by {summary.session['binding_stage']})" if summary.session["binding_stage"] else ")"
-    say(line)
-    if summary.failed:
-        say(f"{summary.failed:,} {'image has' if summary.failed == 1 else 'images have'} a reason instead of labels:")
-        _say_failures(summary.failures, summary.failure_kinds)
-    say(f"Look into it: ovss-ray status {shlex.quote(summary.run)}, or in Python:")
-    say(f'  ovss_ray.open_run({summary.run!r}).sql("SELECT class_name, count(*) FROM segments GROUP BY ALL")')
-
-
-def _say_failures(failures: list[dict[str, Any]], kinds: int | None) -> None:
-    from ovss_ray.run.summary import failure_lines
-
-    for line in failure_lines(failures, kinds):
-        say(f"  {line}")
-
-
-@app.command()
-def status(
-    run: RunPlace,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full",
-            help="Count statuses and reasons of failure in any case: reads a "
-            "little of every shard (three requests each in an object store).",
-        ),
-    ] = False,
-    as_json: AsJson = False,
-    storage_options: StorageOptionsJson = None,
-) -> None:
-    """How far a run is, whether it still goes on, and why images failed; also while it runs, from another machine.
-
-    A listing and a few footers, whatever the size of the run. Statuses are counted for runs of up to 256 shards, and
-    known of complete ones; for others say --full.
-    """
-    from ovss_ray.run.summary import read_status
-
-    state = read_status(run, parse_storage_options(storage_options), full=full)
-    if as_json:
-        say(json.dumps(asdict(state), indent=1))
-        return
-    say(f"{state.run}: {state.method} on {state.clip}, {state.classes} classes")
-    say(f"shards  {state.shards_done:,} of {state.shards:,} finished ({state.shards_done / state.shards:.1%})")
-    statuses = "statuses not counted, --full does" if state.statuses is None else _counts(state.statuses)
-    say(f"images  {state.images_done:,} of {state.images:,}: {statuses}")
-    if state.last_shard_at is not None:
-        say(state.pace())
-    for added in state.additions:
-        say(f"{added['kind']:<7} {added['images']:,} images at {added['created_at']}, "
-             f"{added['shards_done']:,} of {added['shards']:,} shards finished")  # fmt: skip
-    if state.crashed:
-        say(f"{state.crashed:,} images ended their worker and are set aside")
-    _say_failures(state.failures or [], state.failure_kinds)
-    if state.activity in ("stopped", "not begun"):
-        say("The command that started the run continues it.")
+app.command(name="continue", epilog=EPILOG)(continue_)
+app.command(epilog=EPILOG)(extend)
+app.command(epilog=EPILOG)(retry)
+app.command()(status)
 
 
 @app.command(epilog=EPILOG)
@@ -326,10 +170,6 @@ def verify(
     for line in found.advice():
         say(line)
     raise typer.Exit(found.exit_code)
-
-
-def _counts(statuses: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in sorted(statuses.items())) or "none yet"
 
 
 app.command(epilog=EPILOG)(evaluate)
@@ -376,14 +216,22 @@ def _root(
     pass
 
 
+def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+
+
 def main() -> None:
     """Entry point: errors of the user's making end in one sentence and a documented exit code."""
+    hide_arguments()
+    sys.excepthook = _print_uncaught  # with --log-format json it becomes a log line later
     try:
         app()
     except OvssError as error:
         said = str(error)
         if error.exit_code in (5, 130, 143):
-            said += f"\nContinue with:\n  {shlex.join(['ovss-ray', *sys.argv[1:]])}"
+            # What has no run yet, or is more than its labelling, is continued by the command that was given.
+            again = shlex.join(["ovss-ray", *without_secrets(sys.argv[1:])])
+            said += f"\nContinue with:\n  {error.continue_with or again}"
         if logs_json():
             log.error("%s", said)
         else:

@@ -8,11 +8,22 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
+from ovss_ray.redaction import HIDDEN, redacted
+
 
 class OvssError(Exception):
-    """An error that is explained in one sentence and needs no traceback: what, which file or field, what to do."""
+    """An error that is explained in one sentence and needs no traceback: what, which file or field, what to do.
+
+    Attributes:
+        exit_code: of a command that stops on it.
+        continue_with: the command that continues what stopped, where there is one.
+    """
 
     exit_code = 1
+    continue_with: str | None = None
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class SettingError(OvssError, ValueError):
@@ -69,7 +80,8 @@ class ImageError(Exception):
 
     Args:
         status: one of `IMAGE_FAILURES`.
-        reason: what is wrong with the image, one line; stored in the `error` column (200 characters at most).
+        reason: what is wrong with the image, one line; stored in the `error` column without secrets (200 characters
+            at most).
     """
 
     def __init__(self, status: str, reason: str) -> None:
@@ -77,7 +89,7 @@ class ImageError(Exception):
             raise ValueError(f"unknown image status {status!r}")
         super().__init__(reason)
         self.status = status
-        self.reason = " ".join(reason.split())[:200]
+        self.reason = redacted(" ".join(reason.split()))[:200]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -112,7 +124,7 @@ def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str
     alternatives = dict.fromkeys(
         _allowed(item["msg"]) for item in about if item is first or item["type"] != "too_short"
     )
-    value = repr(first["input"])
+    value = HIDDEN if name == "storage_options" else repr(first["input"])
     value = value if len(value) <= 200 else f"{value[:200]}..."
     return SettingError(f"{source}: {name} = {value}: {', or '.join(alternatives)}")
 

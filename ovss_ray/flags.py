@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 import yaml
 
 from ovss_ray.errors import SettingError
+from ovss_ray.redaction import hide_options
 from ovss_ray.spec import JobSpec
 
 Panels = Mapping[str, tuple[str, ...]]
@@ -87,19 +89,32 @@ def with_flags(panels: Panels, *, defaults: bool = True) -> Callable[[Callable[.
 def parse_storage_options(text: str | None) -> dict[str, Any]:
     """The value of `--storage-options`: a JSON object, as `{"s3": {"endpoint_url": "http://minio:9000"}}`.
 
+    Or "@FILE" with the name of a file that holds one, so that no secret stands in the command line.
+
     Raises:
-        SettingError: it is not one.
+        SettingError: it is not one, or the file cannot be read.
     """
     try:
-        options = {} if text is None else json.loads(text)
+        options = json.loads("{}" if text is None else _content(text))
         if not isinstance(options, dict):
             raise ValueError("not an object")
     except ValueError as error:
         raise SettingError(
             f"command line: --storage-options is not a JSON object ({error}); "
-            'write for example {"s3": {"endpoint_url": "http://minio:9000"}}'
+            'write for example {"s3": {"endpoint_url": "http://minio:9000"}}, or @FILE with the name of a file'
         ) from None
+    hide_options(options)
     return options
+
+
+def _content(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingError(f"command line: --storage-options {text} cannot be read: {reason}") from None
 
 
 def _flag(name: str, panel: str, with_default: bool) -> inspect.Parameter:

@@ -216,7 +216,9 @@ class JobSpec(BaseModel):
     )
     storage_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="fsspec options per protocol, e.g. {s3: {endpoint_url: ...}}; never written to the run directory.",
+        repr=False,  # they may hold secrets
+        description="fsspec options per protocol, e.g. {s3: {endpoint_url: ...}}, or @FILE that holds them as JSON; "
+        "never written to the run directory.",
     )
     evaluate: EvaluateSpec | None = Field(
         default=None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ovss_ray.redaction import redacted
 from ovss_ray.run.logs import LogSettings, configure_logging
 from ovss_ray.spec import JobSpec
 
@@ -22,8 +23,8 @@ err = Console(stderr=True)
 
 
 def say(text: str) -> None:
-    """Print text as it is."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print text as it is, but for secrets."""
+    out.print(redacted(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def reporter_for(spec: JobSpec, verbose: int) -> Reporter:

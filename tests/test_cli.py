@@ -44,7 +44,8 @@ def test_every_setting_is_a_flag_with_its_description() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["label", "run", "choose", "evaluate", "status", "extend", "retry", "verify", "methods", "demo"]
+    "command",
+    ["label", "run", "choose", "evaluate", "status", "continue", "extend", "retry", "verify", "methods", "demo"],
 )
 def test_every_command_explains_itself(command: str) -> None:
     result = ovss_ray(command, "--help")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ovss_ray.evaluation.ground_truth import GroundTruth
     from ovss_ray.evaluation.result import Evaluation
     from ovss_ray.spec import JobSpec
+    from ovss_ray.vocabulary import Vocabulary
 
 _BENCHMARK, _FOLDER, _SCORES, _ENGINE = "A benchmark", "A folder of one's own", "Scores", "Engine"
 
@@ -172,10 +173,14 @@ def evaluate(
 
 
 @contextmanager
-def scoring(job: JobSpec) -> Iterator[None]:
+def scoring(job: JobSpec, vocabulary: Vocabulary | None = None) -> Iterator[None]:
     """Score a job's run, as its `evaluate` asks, after the context has completed it; nothing without `evaluate`.
 
     Ends the command with the exit code of `ovss-ray evaluate`.
+
+    Args:
+        job: the job.
+        vocabulary: the classes of a run that exists; by default they are read as the job says.
 
     Raises:
         OvssError: what can be found wrong before images are labelled is raised on entering.
@@ -185,7 +190,7 @@ def scoring(job: JobSpec) -> Iterator[None]:
         return
     from ovss_ray.evaluation.job import evaluate_job, open_truth
 
-    truth = open_truth(job, job.evaluate)
+    truth = open_truth(job, job.evaluate, vocabulary)
     yield
     with watching("scoring shards") as watch:
         found = evaluate_job(job, job.evaluate, truth, watch=watch)

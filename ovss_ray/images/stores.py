@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import fsspec
 
 from ovss_ray.errors import InputError, OvssError, SettingError
+from ovss_ray.redaction import hide_options
 
 StorageOptions = Mapping[str, Mapping[str, Any]]
 StoreFailure = Literal[
@@ -107,6 +108,7 @@ def open_store(
     uri = os.fspath(uri)
     if not uri:
         raise SettingError("an empty path was given; name a file, a folder or a URI")
+    hide_options(storage_options or {})
     options = _options_for(protocol_of(uri), storage_options or {})
     if is_local(uri):
         return fsspec.filesystem("file", **options), local_path(uri)

@@ -50,7 +50,7 @@ def explain_missing(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> str:
         return f"there is no run directory {uri}; check the path"
     entries = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(root, detail=False))
     if "manifest" in entries:
-        return f"{uri} has no run.json: the planning of the run is not finished; start it again with the same command"
+        return f"{uri} has no run.json: its planning was not finished; give the command that started it again"
     runs = [entry for entry in entries[:100] if fs.exists(f"{root}/{entry}/run.json")]
     if runs:
         return f"{uri} is not a run directory but holds some; open {' or '.join(f'{uri}/{run}' for run in runs[:3])}"

@@ -171,6 +171,22 @@ def continue_run(job: StoredJob, *, reporter: Reporter | None = None) -> RunSumm
     return run_job(spec, reporter=reporter or SilentReporter(), vocabulary=job.vocabulary)
 
 
+def finish_run(job: StoredJob, *, reporter: Reporter | None = None) -> RunSummary:
+    """Label every image of the run that is not labelled yet, each under its own decoding limit; see `run_job`."""
+    done = job.directory.done_shards()
+    missing = [shard for shard in range(job.manifest.shards) if shard not in done]
+    limits = {job.manifest.parts[job.manifest.place_of(shard)[0]].max_pixels for shard in missing} or {None}
+    summaries = [
+        run_job(
+            job.spec.model_copy(update={"max_pixels": limit}),
+            reporter=reporter or SilentReporter(),
+            vocabulary=job.vocabulary,
+        )
+        for limit in sorted({job.max_pixels if limit is None else limit for limit in limits})
+    ]
+    return summaries[-1]
+
+
 class KnownUris:
     """A set of URIs at 8 bytes each: sorted arrays of hashes, each at least twice as long as the next."""
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import logging
+import shlex
 import shutil
 import time
 import uuid
@@ -28,6 +29,7 @@ from ovss_ray.images.stores import (
 )
 from ovss_ray.labels.layout import SHARDS_FOLDER
 from ovss_ray.labels.shard import list_shards
+from ovss_ray.redaction import redacted
 from ovss_ray.run.files import Files, LocalFiles, StoredFiles
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,12 @@ class RunDirectory:
         else:
             once, _ = open_bounded(self.uri, storage_options or {}, requests=1, timeout_s=_TIMEOUT_S)
             self._files = StoredFiles(once, conditional_put=conditional_put)
+
+    @property
+    def continue_command(self) -> str:
+        """The command that goes on with the run in this directory; storage options are not in it, but asked for."""
+        command = shlex.join(["ovss-ray", "continue", redacted(self.uri)])
+        return f"{command} --storage-options ..." if self.storage_options else command
 
     @property
     def conditional_put(self) -> bool:

@@ -127,11 +127,16 @@ def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> Ru
             resolved = with_dtype(resolved, engine.device)
             record = _create_record(resolved, manifest, directory)
         if record is not None:
+            reporter.message(f"If the run stops, continue it with: {directory.continue_command}")
             job = labelling_job(resolved, manifest, record, directory, device=engine.device)
             session = _Session(job, directory, engine, reporter, done)
             with _stop_signals() as stop:
                 session.run(stop)
             return summarise_run(directory, manifest, session=session.progress)
+    except OvssError as error:
+        if record is not None:
+            error.continue_with = directory.continue_command
+        raise
     finally:
         engine.close()
         directory.sweep()
@@ -342,7 +347,7 @@ class _Session:
         done = self.progress.shards - self._scheduler.remaining
         return RunFailedError(
             f"{reason}\n{done} of {self.progress.shards} shards are finished and kept; "
-            "the same command continues once the cause is removed"
+            "continue the run once the cause is removed"
         )
 
 

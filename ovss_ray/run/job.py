@@ -127,6 +127,10 @@ def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
         "input": _absolute(spec.input),
         "run": local_path(spec.run) if is_local(spec.run) else spec.run.rstrip("/"),
     }
+    if spec.evaluate is not None:  # continued from another folder, it is to be found too
+        places = {name: getattr(spec.evaluate, name) for name in ("root", "ground_truth")}
+        absolute = {name: _absolute(place) for name, place in places.items() if place is not None}
+        updates["evaluate"] = spec.evaluate.model_copy(update=absolute)
     return ResolvedSpec(spec.model_copy(update=updates), vocabulary, weights.digest, settings.label_settings())
 
 

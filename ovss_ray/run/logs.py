@@ -19,6 +19,7 @@ from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from ovss_ray.redaction import redacted
 from ovss_ray.spec import LogFormat
 
 FIELDS = ("run", "worker", "shard", "attempt", "image_id", "uri")
@@ -114,6 +115,9 @@ class TextFormatter(logging.Formatter):
         where = f" [{', '.join(known)}]" if known else ""
         return f"{record.asctime} {record.levelname}{where} {record.message}"
 
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))  # tracebacks included
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: `time` (ISO 8601, UTC), `level`, `logger`, `message`, the known `FIELDS`, `exception`.
@@ -131,17 +135,17 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": redacted(record.getMessage()),
             **_fields(record, self._about),
         }
         if record.exc_info and record.exc_info[0] is not None:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = redacted(self.formatException(record.exc_info))
         return json.dumps(line, default=str)  # ASCII: standard error may have any encoding
 
 
 def _fields(record: logging.LogRecord, about: Mapping[str, str]) -> dict[str, Any]:
     known = {**about, **_context.get(), **vars(record)}
-    return {name: known[name] for name in FIELDS if name in known}
+    return {name: redacted(str(known[name])) if name == "uri" else known[name] for name in FIELDS if name in known}
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -15,6 +15,7 @@ from ovss_ray.labels.layout import CRASHED_FOLDER, SHARDS_FOLDER, SUMMARY_FILE, 
 from ovss_ray.labels.outcomes import Outcomes
 from ovss_ray.labels.reading import Run, open_run
 from ovss_ray.labels.shard import read_shard_metadata
+from ovss_ray.redaction import redacted
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.progress import Progress, duration
 
@@ -109,6 +110,7 @@ class RunState:
         usual_shard_s: what the latest shards took, from their first image to their file; None if there is none.
         statuses: images by status; None where that would take reading every shard.
         failures, failure_kinds: the most frequent kinds of reasons, as in `RunSummary`; None likewise.
+        continue_with: the command that goes on with the run.
     """
 
     run: str
@@ -130,6 +132,7 @@ class RunState:
     statuses: dict[str, int] | None
     failures: list[dict[str, Any]] | None
     failure_kinds: int | None
+    continue_with: str
 
     def pace(self) -> str:
         """Whether the run goes on and how fast, in a sentence; for a run with one shard at least."""
@@ -186,6 +189,7 @@ def read_status(run: str, storage_options: StorageOptions | None = None, *, full
             statuses=statuses,
             failures=failures,
             failure_kinds=kinds,
+            continue_with=directory.continue_command,
         )
 
 
@@ -302,7 +306,9 @@ def failure_lines(failures: Sequence[Mapping[str, Any]], kinds: int | None, show
 
 
 def _top_reasons(outcomes: Outcomes) -> list[dict[str, Any]]:
-    return [asdict(failure) for failure in outcomes.failures[:TOP_REASONS]]
+    """Without the secrets in addresses: the rows of the shards have them, a summary is passed around."""
+    top = [asdict(failure) for failure in outcomes.failures[:TOP_REASONS]]
+    return [{name: redacted(value) if isinstance(value, str) else value for name, value in row.items()} for row in top]
 
 
 def _session(progress: Progress) -> dict[str, Any]:

@@ -60,7 +60,9 @@ class Verification:
         damaged: shard files that are not what they should be, and classes.parquet if it is not.
         damaged_manifest: manifest files that are not what they should be, or missing.
         stray: files that do not belong to the run; they are no part of it.
-        removed: those of the damaged files that were removed.
+            yield f"{len(self.removed):,} damaged files were removed; make them again: {self.continue_with}"
+        elif self.damaged:
+            yield f"Remove the damaged files (--remove-damaged does it), then make them again: {self.continue_with}"
     """
 
     run: str
@@ -73,6 +75,7 @@ class Verification:
     damaged_manifest: list[DamagedFile] = field(default_factory=list)
     stray: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    continue_with: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -97,14 +100,11 @@ class Verification:
         if self.damaged_manifest:
             yield "Restore the damaged files of the manifest from a copy; labels that are written can be read without."
         if self.removed:
-            yield f"{len(self.removed):,} damaged files were removed; continuing the run makes them again."
+            yield f"{len(self.removed):,} damaged files were removed; make them again: {self.continue_with}"
         elif self.damaged:
-            yield (
-                "Remove the damaged files (--remove-damaged does it), then give the command that started the run: "
-                "it makes them again."
-            )
+            yield f"Remove the damaged files (--remove-damaged does it), then make them again: {self.continue_with}"
         if self.missing:
-            yield "The command that started the run labels the missing shards."
+            yield f"Label the missing shards: {self.continue_with}"
         if self.stray:
             yield "Remove the stray files; those in shards/ keep the run from being read."
         if self.exit_code == 0:
@@ -163,6 +163,7 @@ def verify_run(
             damaged_manifest=checker.damaged_manifest,
             stray=_stray_files(opened, directory),
             removed=removed,
+            continue_with=directory.continue_command,
         )
 
 

@@ -91,7 +91,14 @@ def test_a_sound_run(run: Path, place: str, footers_only: bool, request: pytest.
         fs.put(f"{run}/", f"{root}/", recursive=True)
     steps: list[tuple[int, int]] = []
     found = verify_run(where, footers_only=footers_only, watch=lambda *step: steps.append(step))
-    assert found == Verification(run=where, shards=SHARDS, checked=SHARDS, images=16, footers_only=footers_only)
+    assert found == Verification(
+        run=where,
+        shards=SHARDS,
+        checked=SHARDS,
+        images=16,
+        footers_only=footers_only,
+        continue_with=f"ovss-ray continue {where}",
+    )
     assert found.exit_code == 0
     assert steps == [(done, SHARDS) for done in range(1, SHARDS + 1)]
 
@@ -202,6 +209,7 @@ def test_missing_shards_are_not_damaged_ones(run: Path) -> None:
     shard(run, 3).unlink()
     found = verify_run(str(run))
     assert (found.checked, found.missing, found.damaged, found.exit_code) == (3, [1, 3], [], 5)
+    assert list(found.advice()) == [f"Label the missing shards: ovss-ray continue {run}"]
 
 
 def test_stray_files_are_named(run: Path) -> None:
