@@ -25,6 +25,7 @@ from ovss_ray.run.events import (
     Assign,
     Decision,
     Event,
+    LimitWorkers,
     LoadWorker,
     MarkCrashed,
     SetGpuAside,
@@ -340,6 +341,8 @@ class _Session:
                     remember_crashed(self._directory, image)
                 case SetGpuAside():
                     self._reporter.message(f"GPU {decision.gpu} is set aside, workers fail on it: {decision.reason}")
+                case LimitWorkers(workers, reason):
+                    self._reporter.message(_limit_message(workers, reason))
                 case StopRun():
                     raise self._stopped(decision.reason)
 
@@ -349,6 +352,13 @@ class _Session:
             f"{reason}\n{done} of {self.progress.shards} shards are finished and kept; "
             "continue the run once the cause is removed"
         )
+
+
+def _limit_message(workers: int, reason: str | None) -> str:
+    kept = f"{workers} worker is" if workers == 1 else f"{workers} workers are"
+    if reason is None:
+        return f"The image that took the memory is found: {kept} used again."
+    return f"Workers are killed for want of memory: {kept} used from now on ({reason})."
 
 
 class _StopSignal:

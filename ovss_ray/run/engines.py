@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,17 +12,15 @@ from typing import Any
 from ovss_ray.errors import SettingError
 from ovss_ray.run.cluster import cluster_address, connect
 from ovss_ray.run.job import LabellingJob
-from ovss_ray.run.pool import Engine, Place, WorkerGoneError, WorkerHandle
+from ovss_ray.run.pool import Engine, Place, WorkerHandle
+from ovss_ray.run.ray_errors import of_answer, of_no_answer, translate
 from ovss_ray.spec import JobSpec
 
 log = logging.getLogger(__name__)
 
 SHARDS_PER_WORKER = 2  # one on the device, one being fetched or written
 CPUS_PER_CPU_WORKER = 4
-BROKEN_CONNECTION = "exits with a connection error"
-LONGEST_REASON = 300
 FIND_OUT_S = 60.0
-NODE_DIED = "its node has died"  # Ray says so in words only
 
 
 def open_engine(spec: JobSpec) -> Engine:
@@ -208,26 +205,27 @@ class _RayWorker:
             error = answered.exception()
             if error is None:
                 outcome.set_result(answered.result())
-            elif _is_unavailable(error):
-                self._find_out(outcome, time.monotonic() + FIND_OUT_S)
+            elif (translated := translate(error)) is not None:
+                outcome.set_exception(translated)
             else:
-                outcome.set_exception(_translate(error))
+                self._find_out(outcome, error, time.monotonic() + FIND_OUT_S)
 
         reference.future().add_done_callback(settle)
         return outcome
 
-    def _find_out(self, outcome: Future[Any], deadline: float) -> None:
-        """Why an actor does not answer: Ray often knows only later whether its process or its node has died."""
+    def _find_out(self, outcome: Future[Any], failure: BaseException, deadline: float) -> None:
+        """Whether an actor lives whose call failed: Ray often knows only later if its process or its node has died."""
 
         def settle(answered: Future[Any]) -> None:
             error = answered.exception()
-            if error is not None and not _is_unavailable(error):
-                outcome.set_exception(_translate(error))
-            elif error is None or time.monotonic() > deadline:
-                # It lives, but what it was doing is lost.
-                outcome.set_exception(WorkerGoneError("the connection to the worker broke", blameless=True))
+            if error is None:
+                outcome.set_exception(of_answer(failure))
+            elif (translated := translate(error)) is not None:
+                outcome.set_exception(translated)
+            elif time.monotonic() > deadline:
+                outcome.set_exception(of_no_answer(error))
             else:
-                again = threading.Timer(1.0, self._find_out, (outcome, deadline))
+                again = threading.Timer(1.0, self._find_out, (outcome, failure, deadline))
                 again.daemon = True
                 again.start()
 
@@ -254,33 +252,3 @@ def _resources() -> tuple[int, float]:
 
     total = ray.cluster_resources()
     return max(int(total.get("CPU", 1)), 1), float(total.get("GPU", 0.0))
-
-
-def _is_unavailable(error: BaseException) -> bool:
-    from ray.exceptions import ActorUnavailableError
-
-    return isinstance(error, ActorUnavailableError)
-
-
-def _translate(error: BaseException) -> Exception:
-    """Ray's errors in the engine's terms: what the worker raised, or that the worker is gone."""
-    from ray.exceptions import RayActorError, RayTaskError
-
-    if isinstance(error, RayTaskError):
-        return error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error.cause))
-    if isinstance(error, RayActorError):
-        said = " ".join(str(error).split())
-        return WorkerGoneError(_cause_of_death(said), blameless=error.preempted or NODE_DIED in said)
-    return error if isinstance(error, Exception) else RuntimeError(str(error))
-
-
-def _cause_of_death(said: str) -> str:
-    """What Ray says of a dead actor without the names of its parts and the advice."""
-    pid = re.search(r"\bpid: (\d+)", said)
-    process = f"the worker's process ({pid[1]})" if pid else "the worker's process"
-    if NODE_DIED in said:
-        return f"{process} is gone: {said[said.index(NODE_DIED) :]}"[:LONGEST_REASON]
-    detail = re.search(r"exit detail: (.*?)(?: Some common causes|$)", said)
-    if detail and BROKEN_CONNECTION in detail[1]:  # all that Ray knows of a process that is suddenly gone
-        return f"{process} died without a word (crash, kill, or exit)"
-    return f"{process} died: {detail[1] if detail else said}"[:LONGEST_REASON]

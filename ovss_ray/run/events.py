@@ -13,13 +13,14 @@ class CrashedImage:
     """An image that ends the process that decodes or segments it, or keeps it busy for ever.
 
     Attributes:
-        status: of its row: "crashed", or "timeout" if it did not end.
+        status: of its row: "crashed", "timeout" if it did not end, or "out_of_memory" if its worker was killed because
+            it used up the memory of its node.
         reason: what became of the worker.
     """
 
     shard: int
     image_id: int
-    status: Literal["crashed", "timeout"]
+    status: Literal["crashed", "timeout", "out_of_memory"]
     reason: str
 
 
@@ -49,10 +50,16 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class WorkerPlaced:
-    """A worker's process runs. `gpu` names its GPU, "node/index"; None if it has none."""
+    """A worker's process runs.
+
+    Attributes:
+        gpu: names its GPU, "node/index"; None if it has none.
+        node: where it runs; workers on one node share its memory.
+    """
 
     worker: str
     gpu: str | None = None
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,14 @@ class WorkerFailedToStart:
     Attributes:
         blameless: its node went away.
         anywhere: it would fail on any device (weights missing, wrong setting).
+        memory: it was killed because the memory of its node ran out.
     """
 
     worker: str
     reason: str
     blameless: bool = False
     anywhere: bool = False
+    memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class WorkerDied:
         blameless: its node went away or was preempted, so no shard is to blame.
         group: the images that it had announced before, if its shard was done carefully.
         hung: it was killed because it did not end.
+        memory: it was killed because the memory of its node ran out, by its own fault or by that of its neighbours.
     """
 
     worker: str
@@ -99,6 +109,7 @@ class WorkerDied:
     blameless: bool = False
     group: tuple[int, ...] = ()
     hung: bool = False
+    memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,10 +212,18 @@ class SetGpuAside:
 
 
 @dataclass(frozen=True)
+class LimitWorkers:
+    """Workers were killed for want of memory: no more than so many are kept now. `reason` is None if all are again."""
+
+    workers: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class StopRun:
     """Give up: the reason is for the user, and nothing that was finished is lost."""
 
     reason: str
 
 
-Decision = StartWorker | LoadWorker | Assign | StopWorker | MarkCrashed | SetGpuAside | StopRun
+Decision = StartWorker | LoadWorker | Assign | StopWorker | MarkCrashed | SetGpuAside | LimitWorkers | StopRun

@@ -9,6 +9,7 @@ from ovss_ray.run.events import (
     Assign,
     Decision,
     Event,
+    LimitWorkers,
     MarkCrashed,
     SetGpuAside,
     StartWorker,
@@ -18,7 +19,7 @@ from ovss_ray.run.events import (
     WorkerJoined,
 )
 
-Death = Literal["crashed", "hung", "lost_node", "failed_start"]
+Death = Literal["crashed", "hung", "out_of_memory", "lost_node", "failed_start"]
 
 
 class Incidents:
@@ -29,6 +30,8 @@ class Incidents:
         shard_retries: times that a shard was given out again, copies of overdue ones included.
         crashed_images: images found to end their worker.
         gpus_set_aside: GPUs that get no more work.
+        workers_limited_to: the fewest workers that were kept because others were killed for want of memory; None if
+            there was no need.
     """
 
     def __init__(self) -> None:
@@ -36,6 +39,7 @@ class Incidents:
         self.shard_retries = 0
         self.crashed_images = 0
         self.gpus_set_aside = 0
+        self.workers_limited_to: int | None = None
         self._starting: set[str] = set()
         self._ready: set[str] = set()
         self._newest_shard = -1
@@ -53,10 +57,10 @@ class Incidents:
                 self._ready.add(event.worker)
             case WorkerFailedToStart():
                 self._gone(event.worker)
-                self.worker_deaths["lost_node" if event.blameless else "failed_start"] += 1
+                self.worker_deaths[_kind(event, "failed_start")] += 1
             case WorkerDied():
                 self._gone(event.worker)
-                self.worker_deaths["lost_node" if event.blameless else "hung" if event.hung else "crashed"] += 1
+                self.worker_deaths[_kind(event, "hung" if event.hung else "crashed")] += 1
 
     def decided(self, decision: Decision) -> None:
         """Take in a decision of the scheduler."""
@@ -73,6 +77,8 @@ class Incidents:
                 self.crashed_images += 1
             case SetGpuAside():
                 self.gpus_set_aside += 1
+            case LimitWorkers(workers, str()):
+                self.workers_limited_to = min(workers, self.workers_limited_to or workers)
 
     def closed(self) -> None:
         """The session is over, and its workers with it."""
@@ -82,3 +88,7 @@ class Incidents:
     def _gone(self, worker: str) -> None:
         self._starting.discard(worker)
         self._ready.discard(worker)
+
+
+def _kind(event: WorkerDied | WorkerFailedToStart, otherwise: Death) -> Death:
+    return "lost_node" if event.blameless else "out_of_memory" if event.memory else otherwise

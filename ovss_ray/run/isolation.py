@@ -16,6 +16,8 @@ from ovss_ray.run.events import CrashedImage, ShardTask, WorkerDied
 
 MAX_CRASHED_PER_SHARD = 32
 
+Status = Literal["crashed", "timeout", "out_of_memory"]
+
 
 @dataclass
 class ShardCase:
@@ -85,7 +87,7 @@ class ShardCase:
 
     def _found(self, event: WorkerDied) -> CrashedImage:
         image_id = event.group[0]
-        status: Literal["crashed", "timeout"] = "timeout" if event.hung else "crashed"
+        status: Status = "timeout" if event.hung else "out_of_memory" if event.memory else "crashed"
         found = CrashedImage(self.shard, image_id, status, event.reason)
         self.crashed[image_id] = found
         self._suspects = tuple(suspect for suspect in self._suspects if suspect != image_id)

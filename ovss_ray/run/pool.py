@@ -39,11 +39,17 @@ SLOWEST_BATCH = 20.0  # times the mean
 
 
 class WorkerGoneError(Exception):
-    """A call did not return because the worker's process is gone."""
+    """A call did not return because the worker's process is gone.
 
-    def __init__(self, reason: str, *, blameless: bool) -> None:
+    Attributes:
+        blameless: its node went with it, or it was told to go.
+        memory: it was killed because the memory of its node ran out.
+    """
+
+    def __init__(self, reason: str, *, blameless: bool = False, memory: bool = False) -> None:
         super().__init__(reason)
         self.blameless = blameless
+        self.memory = memory
 
 
 @dataclass(frozen=True)
@@ -267,7 +273,7 @@ class WorkerPool:
 
     def _placed(self, worker: str, place: Place) -> PoolEvent:
         self._members[worker].place = place
-        return WorkerPlaced(worker, place.gpu)
+        return WorkerPlaced(worker, place.gpu, place.node)
 
     def _heard(self, worker: str, shard: int, said: tuple[int, ...] | ShardReport) -> PoolEvent | None:
         """A shard is finished, or, if it is done carefully, the worker says which group comes next."""
@@ -290,16 +296,21 @@ class WorkerPool:
                 blameless = self._is_blameless(call.worker, error)
                 self._forget(call.worker)
                 anywhere = isinstance(error, OvssError)
-                return WorkerFailedToStart(call.worker, _explain(error), blameless=blameless, anywhere=anywhere)
+                return WorkerFailedToStart(
+                    call.worker, _explain(error), blameless=blameless, anywhere=anywhere, memory=_is_memory(error)
+                )
             if gone:
-                return self._death(call.worker, _explain(error), blameless=self._is_blameless(call.worker, error))
+                blameless = self._is_blameless(call.worker, error)
+                return self._death(call.worker, _explain(error), blameless=blameless, memory=_is_memory(error))
             final = isinstance(error, RunFailedError) or (isinstance(error, OSError) and is_final(error))
             return ShardFailed(call.worker, call.shard, _explain(error), final=final)
 
-    def _death(self, worker: str, reason: str, *, blameless: bool = False, hung: bool = False) -> WorkerDied:
+    def _death(
+        self, worker: str, reason: str, *, blameless: bool = False, hung: bool = False, memory: bool = False
+    ) -> WorkerDied:
         group = self._members[worker].group
         self._forget(worker)
-        return WorkerDied(worker, reason, blameless=blameless, group=group, hung=hung)
+        return WorkerDied(worker, reason, blameless=blameless, group=group, hung=hung, memory=memory)
 
     def _is_blameless(self, worker: str, error: Exception) -> bool:
         return self._members[worker].leaving or (isinstance(error, WorkerGoneError) and error.blameless)
@@ -351,6 +362,10 @@ class WorkerPool:
 
 def _about(worker: str, shard: int | None = None) -> dict[str, str | int]:
     return {"worker": worker} if shard is None else {"worker": worker, "shard": shard}
+
+
+def _is_memory(error: Exception) -> bool:
+    return isinstance(error, WorkerGoneError) and error.memory
 
 
 def _explain(error: Exception) -> str:

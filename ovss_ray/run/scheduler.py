@@ -6,7 +6,9 @@ Events go in (`handle`), decisions come out; the driver carries them out. Invari
 * a shard that was part of a failure is retried alone on its worker, so that a second failure can be blamed on it;
 * no shard fails more than `max_shard_attempts` times without telling something new: then the run stops with its reason;
 * workers that cannot start, or die one after the other, never lead to an endless loop: the run stops, or the GPU that
-  they share gets no more work.
+  they share gets no more work;
+* a worker that is killed for want of memory while it has neighbours on its node counts against no shard; if that
+  happens again, it is not replaced.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ovss_ray.run.events import (
     Decision,
     Event,
     GroupDone,
+    LimitWorkers,
     LoadWorker,
     MarkCrashed,
     SetGpuAside,
@@ -39,6 +42,7 @@ from ovss_ray.run.events import (
     WorkerPlaced,
 )
 from ovss_ray.run.isolation import ShardCase
+from ovss_ray.run.sparing import MemoryLimit
 
 MAX_FAILED_STARTS = 3
 MAX_GPU_FAULTS = 3  # shards, or starts, that fail on one GPU with nothing done between them
@@ -52,6 +56,7 @@ class _Worker:
     leaving: bool = False
     set_aside: bool = False
     gpu: str | None = None
+    node: str = ""
     shards: list[int] = field(default_factory=list)
 
 
@@ -84,7 +89,8 @@ class Scheduler:
         self._holders: dict[int, list[str]] = {}  # of every shard in flight
         self._cases: dict[int, ShardCase] = {}
         self._workers: dict[str, _Worker] = {}
-        self._target = workers
+        self._places = workers
+        self._memory = MemoryLimit()
         self._depth = depth
         self._max_shard_attempts = max_shard_attempts
         self._gpu_faults: defaultdict[str, set[int | str]] = defaultdict(set)  # shards and workers, in a row
@@ -131,14 +137,17 @@ class Scheduler:
         if stop is None:
             return decisions
         self._stopped = True
-        return [*(decision for decision in decisions if isinstance(decision, MarkCrashed | SetGpuAside)), stop]
+        return [
+            *(decision for decision in decisions if isinstance(decision, MarkCrashed | SetGpuAside | LimitWorkers)),
+            stop,
+        ]
 
     # -- events ------------------------------------------------------------------------------------------------
 
     def _apply(self, event: Event) -> list[Decision]:
         match event:
             case CapacityChanged():
-                self._target = event.workers
+                self._places = event.workers
                 return []
             case ShardOverdue():
                 if event.shard in self._holders and event.shard not in self._slow:
@@ -149,7 +158,7 @@ class Scheduler:
         worker = self._workers[event.worker]
         match event:
             case WorkerPlaced():
-                return self._on_placed(worker, event.gpu)
+                return self._on_placed(worker, event)
             case WorkerJoined():
                 worker.joined = True
                 self._failed_starts = 0
@@ -167,16 +176,18 @@ class Scheduler:
                 return self._on_failed(worker, event)
         return []
 
-    def _on_placed(self, worker: _Worker, gpu: str | None) -> list[Decision]:
-        worker.placed, worker.gpu = True, gpu
-        worker.set_aside = gpu is not None and len(self._gpu_faults[gpu]) >= MAX_GPU_FAULTS
+    def _on_placed(self, worker: _Worker, event: WorkerPlaced) -> list[Decision]:
+        worker.placed, worker.gpu, worker.node = True, event.gpu, event.node
+        worker.set_aside = event.gpu is not None and len(self._gpu_faults[event.gpu]) >= MAX_GPU_FAULTS
         return [] if worker.set_aside else [LoadWorker(worker.name)]
 
     def _on_failed_start(self, worker: _Worker, event: WorkerFailedToStart) -> list[Decision]:
         del self._workers[worker.name]
         if event.blameless or worker.leaving:
             return []
-        if worker.gpu is not None and not event.anywhere:
+        if event.memory and self._has_neighbours(worker):
+            return self._spare_memory(event.reason)
+        if worker.gpu is not None and not event.anywhere and not event.memory:
             return self._blame_gpu(worker.gpu, worker.name, event.reason)
         self._failed_starts += 1
         if self._failed_starts < MAX_FAILED_STARTS:
@@ -186,14 +197,22 @@ class Scheduler:
     def _on_death(self, worker: _Worker, event: WorkerDied) -> list[Decision]:
         del self._workers[worker.name]
         held = [shard for shard in worker.shards if self._release(worker, shard)]
-        if event.blameless or worker.leaving or not held:
+        if event.blameless or worker.leaving:
+            return []
+        if event.memory and self._has_neighbours(worker):
+            for shard in held:
+                self._case(shard).was_beside()
+            return self._spare_memory(event.reason)
+        if not held:
             return []
         head, *behind = held
         for shard in behind:
             self._case(shard).was_beside()
         case = self._case(head)
         found = case.died(event)
-        marked: list[Decision] = [] if found is None else [MarkCrashed(found)]
+        marked = self._marked(found)
+        if event.memory:
+            return marked + self._give_up_on(case, event.reason)
         if worker.gpu is not None and (aside := self._blame_gpu(worker.gpu, head, event.reason)):
             for shard in held:
                 self._case(shard).acquit()
@@ -226,6 +245,18 @@ class Scheduler:
         if case.hopeless:
             return [StopRun(f"{len(case.crashed)} images of shard {case.shard} ended their worker; the last: {reason}")]
         return []
+
+    def _marked(self, found: CrashedImage | None) -> list[Decision]:
+        if found is None:
+            return []
+        lifted = found.status == "out_of_memory" and self._memory.found()
+        return [MarkCrashed(found), *([LimitWorkers(self._target, None)] if lifted else [])]
+
+    def _spare_memory(self, reason: str) -> list[Decision]:
+        return [LimitWorkers(self._target, reason)] if self._memory.killed(self._places) else []
+
+    def _has_neighbours(self, gone: _Worker) -> bool:
+        return any(worker.placed and worker.node == gone.node for worker in self._workers.values())
 
     def _blame_gpu(self, gpu: str, fault: int | str, reason: str) -> list[Decision]:
         """A shard that keeps dying is one fault, whatever the number of its deaths: it is the likelier cause."""
@@ -355,6 +386,11 @@ class Scheduler:
         for worker in workers:
             del self._workers[worker.name]
         return [StopWorker(worker.name) for worker in workers]
+
+    @property
+    def _target(self) -> int:
+        """How many workers to keep."""
+        return self._memory.of(self._places)
 
     @property
     def _waiting(self) -> int:

@@ -39,8 +39,9 @@ class RunSummary:
         failures: the most frequent kinds of reasons, as {status, kind, images, example, error}: `error` is the reason
             of the example.
         session: of the last session that labelled anything: images, seconds, images_per_s, stage_seconds,
-            binding_stage, fetch_retries (by kind of failure), worker_deaths (by kind), crashed_images (found in it);
-            None if there was nothing to do.
+            binding_stage, fetch_retries (by kind of failure), worker_deaths (by kind), crashed_images (found in it),
+            workers_limited_to (the fewest workers that were kept for want of memory; else None); None if there was
+            nothing to do.
         failure_kinds: how many kinds of reasons there are, those of `failures` included.
     """
 
@@ -321,4 +322,5 @@ def _session(progress: Progress) -> dict[str, Any]:
         "fetch_retries": progress.retries,
         "worker_deaths": dict(progress.incidents.worker_deaths),
         "crashed_images": progress.incidents.crashed_images,
+        "workers_limited_to": progress.incidents.workers_limited_to,
     }

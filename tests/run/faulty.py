@@ -34,6 +34,7 @@ FAULTS = {
     "slow-once": (250, 0, 50),
     "too-large": (250, 0, 60),
     "device-lost": (250, 0, 70),
+    "grow": (250, 0, 80),
 }
 DEADLY_WIDTH = 77  # of a BMP file, which then ends the process that decodes it
 
@@ -47,6 +48,15 @@ def draw_fault(path: Path, fault: str, size: tuple[int, int] = (64, 64)) -> Path
         path = path.with_suffix(".png")
         PillowImage.new("RGB", size, FAULTS[fault]).save(path)
     return path
+
+
+def grow(most: int = 12 * 2**30) -> None:
+    """Take more and more memory, until somebody ends this process or there is too much of it."""
+    taken = []
+    while len(taken) < most // 2**26:
+        taken.append(np.ones(2**23))  # 64 MiB
+        time.sleep(0.005)
+    raise RuntimeError("nobody minds")
 
 
 class _DeadlyBmp(decoding._PLUGINS["BMP"]):  # type: ignore[misc,name-defined]
@@ -110,6 +120,8 @@ class Faulty(CLIPBase):
             os._exit(1)
         if "hang" in faults:
             time.sleep(10_000)
+        if "grow" in faults:
+            grow()
         if "slow-once" in faults and self._is_first():
             time.sleep(10_000)
 

@@ -109,6 +109,45 @@ class TestPoison:
         assert json.loads(noted.read_text())["image_id"] == 0
 
 
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray that ends workers once the memory in use grows by a few GB."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    if memory.available < 8 * 2**30:
+        pytest.skip("takes 4 GB of memory")
+    in_use = memory.total - memory.available
+    monkeypatch.setenv("RAY_memory_usage_threshold", str((in_use + 4 * 2**30) / memory.total))
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_an_image_that_takes_the_memory_of_the_node_is_found_among_workers_that_rays_monitor_kills(
+    spec_of: Callable[..., JobSpec], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in sorted(folder.rglob("*.jpg"))[7:]:
+        path.unlink()
+    draw_fault(folder / "a" / "0000x", "grow")
+    spec = spec_of(workers=2, shard_size=4, batch_size=1)
+    with caplog.at_level("INFO", logger="ovss_ray"):
+        summary = run_job(spec)
+    assert summary.statuses == {"ok": 7, "out_of_memory": 1}
+    status, error = outcome(spec.run)["0000x.png"]
+    assert status == "out_of_memory"
+    assert error is not None
+    assert "was killed because the memory of its node ran out" in error
+    assert summary.session is not None
+    assert summary.session["worker_deaths"]["out_of_memory"] >= 3
+    assert summary.session["workers_limited_to"] == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert any("killed for want of memory: 1 worker is used from now on" in line for line in said)
+    assert any("the memory is found: 2 workers are used again" in line for line in said)
+
+
 def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     launched: list[None] = []
     real = engines.RayEngine.launch

@@ -9,6 +9,7 @@ from ovss_ray.run.events import (
     CrashedImage,
     Decision,
     Event,
+    LimitWorkers,
     MarkCrashed,
     SetGpuAside,
     ShardTask,
@@ -27,8 +28,10 @@ from ovss_ray.run.scheduler import Scheduler
     [
         (WorkerDied("a", "killed"), "crashed"),
         (WorkerDied("a", "took too long", hung=True), "hung"),
+        (WorkerDied("a", "no memory left", memory=True), "out_of_memory"),
         (WorkerDied("a", "its node went", blameless=True), "lost_node"),
         (WorkerFailedToStart("a", "no weights"), "failed_start"),
+        (WorkerFailedToStart("a", "no memory left", memory=True), "out_of_memory"),
         (WorkerFailedToStart("a", "its node went", blameless=True), "lost_node"),
     ],
 )
@@ -63,6 +66,14 @@ def test_crashed_images_and_gpus_set_aside_are_counted() -> None:
     for decision in decisions:
         incidents.decided(decision)
     assert (incidents.crashed_images, incidents.gpus_set_aside) == (2, 1)
+
+
+def test_the_fewest_workers_that_memory_left_room_for_are_remembered() -> None:
+    incidents = Incidents()
+    assert incidents.workers_limited_to is None
+    for limit in (LimitWorkers(3, "no memory"), LimitWorkers(2, "no memory"), LimitWorkers(4, None)):
+        incidents.decided(limit)
+    assert incidents.workers_limited_to == 2
 
 
 def test_attempts_beyond_the_first_are_those_of_shards_given_out_before() -> None:

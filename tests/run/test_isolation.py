@@ -44,6 +44,14 @@ def test_each_death_narrows_the_search() -> None:
     assert case.failures == 0
 
 
+def test_an_image_on_which_a_worker_used_up_the_memory_is_out_of_memory() -> None:
+    case = ShardCase(7, attempts=1)
+    for group in ((), (2,)):
+        assert case.died(WorkerDied("a", "no memory left", group=group, memory=True)) is None
+    found = case.died(WorkerDied("a", "no memory left", group=(2,), memory=True))
+    assert found == CrashedImage(7, 2, "out_of_memory", "no memory left")
+
+
 def test_an_image_that_passes_the_second_time_is_not_marked() -> None:
     case = ShardCase(7, attempts=1)
     case.died(WorkerDied("a", "killed"))

@@ -14,6 +14,7 @@ from ovss_ray.run.events import (
     CrashedImage,
     Decision,
     GroupDone,
+    LimitWorkers,
     LoadWorker,
     MarkCrashed,
     SetGpuAside,
@@ -38,10 +39,10 @@ def make(shards: int, workers: int, **options: int) -> Scheduler:
     return Scheduler(iter(range(shards)), remaining=shards, workers=workers, **options)
 
 
-def join(scheduler: Scheduler, number: int, gpu: str | None = None) -> list[Decision]:
+def join(scheduler: Scheduler, number: int, gpu: str | None = None, node: str = "") -> list[Decision]:
     """A worker that was started is placed, loads and joins; what it is given then."""
     name = f"worker-{number}"
-    assert LoadWorker(name) in scheduler.handle(WorkerPlaced(name, gpu))
+    assert LoadWorker(name) in scheduler.handle(WorkerPlaced(name, gpu, node))
     return scheduler.handle(WorkerJoined(name))
 
 
@@ -198,6 +199,73 @@ class TestGpus:
         assert "node/0" in stop.reason
 
 
+class TestMemory:
+    def test_the_first_worker_killed_beside_others_is_replaced_and_the_next_one_is_not(self) -> None:
+        scheduler = make(50, 3, depth=1, max_shard_attempts=1)
+        scheduler.start()
+        for number in (1, 2, 3):
+            join(scheduler, number)
+        assert scheduler.handle(WorkerDied("worker-1", "no memory", memory=True)) == [StartWorker("worker-4")]
+        assert join(scheduler, 4) == [gave(4, 0, attempt=2, careful=True)]
+        assert scheduler.handle(WorkerDied("worker-2", "no memory", memory=True)) == [LimitWorkers(2, "no memory")]
+        assert scheduler.handle(WorkerDied("worker-3", "no memory", memory=True)) == [LimitWorkers(1, "no memory")]
+        assert scheduler.handle(CapacityChanged(4)) == [StartWorker("worker-5")]  # 4 places, of which 2 stay empty
+
+    def test_once_the_image_is_found_all_places_are_used_again(self) -> None:
+        scheduler = make(50, 2, depth=1)
+        scheduler.start()
+        join(scheduler, 1)
+        join(scheduler, 2)
+        scheduler.handle(WorkerDied("worker-1", "no memory", memory=True))
+        join(scheduler, 3)
+        scheduler.handle(ShardDone("worker-2", 1))
+        assert scheduler.handle(WorkerDied("worker-2", "no memory", memory=True)) == [LimitWorkers(1, "no memory")]
+        scheduler.handle(WorkerDied("worker-3", "no memory", group=(0, 1), memory=True))
+        join(scheduler, 4)
+        scheduler.handle(ShardDone("worker-4", 2))
+        scheduler.handle(WorkerDied("worker-4", "no memory", group=(0,), memory=True))
+        join(scheduler, 5)
+        decisions = scheduler.handle(WorkerDied("worker-5", "no memory", group=(0,), memory=True))
+        assert decisions == [
+            MarkCrashed(CrashedImage(0, 0, "out_of_memory", "no memory")),
+            LimitWorkers(2, None),
+            StartWorker("worker-6"),
+            StartWorker("worker-7"),
+        ]
+
+    def test_neighbours_are_those_on_the_same_node(self) -> None:
+        scheduler = make(50, 2, depth=1, max_shard_attempts=1)
+        scheduler.start()
+        join(scheduler, 1, node="one")
+        join(scheduler, 2, node="other")
+        (stop,) = scheduler.handle(WorkerDied("worker-1", "no memory", memory=True))
+        assert stop == StopRun("shard 0 failed 1 times; the last time: no memory")
+
+    def test_workers_for_which_there_is_no_memory_while_they_load_stop_the_run_once_one_is_left(self) -> None:
+        scheduler = make(50, 2)
+        scheduler.start()
+        for number in (1, 2):
+            scheduler.handle(WorkerPlaced(f"worker-{number}"))
+        told: list[Decision] = []
+        for number in range(1, 9):
+            told = scheduler.handle(WorkerFailedToStart(f"worker-{number}", "no memory", memory=True))
+            for decision in told:
+                if isinstance(decision, StartWorker):
+                    scheduler.handle(WorkerPlaced(decision.worker))
+            if any(isinstance(decision, StopRun) for decision in told):
+                break
+        assert told == [StopRun("3 workers in a row could not start: no memory")]
+        assert number == 5
+
+    def test_a_gpu_is_not_blamed_for_want_of_memory(self) -> None:
+        scheduler = make(50, 1, depth=1)
+        scheduler.start()
+        for number, group in enumerate([(), (0, 1), (0,), (0,)], 1):
+            join(scheduler, number, "node/0")
+            decisions = scheduler.handle(WorkerDied(f"worker-{number}", "no memory", group=group, memory=True))
+            assert not any(isinstance(decision, SetGpuAside) for decision in decisions)
+
+
 class TestElastic:
     def test_workers_are_added_when_places_appear(self) -> None:
         scheduler = make(50, 1)
@@ -289,6 +357,8 @@ class World:
     scheduler: Scheduler
     poison: set[tuple[int, int]] = field(default_factory=set)
     batch: int = 4
+    hogs: set[tuple[int, int]] = field(default_factory=set)  # images for which a worker of their node is killed
+    node_of: dict[str, str] = field(default_factory=dict)
     starting: set[str] = field(default_factory=set)
     placed: set[str] = field(default_factory=set)
     held: dict[str, list[ShardTask]] = field(default_factory=dict)
@@ -327,19 +397,27 @@ class World:
                     assert reason
                     self.stopped = reason
 
-    def place(self, name: str, gpu: str | None) -> None:
+    def place(self, name: str, gpu: str | None, node: str = "") -> None:
         self.starting.remove(name)
         self.placed.add(name)
-        self.carry_out(self.scheduler.handle(WorkerPlaced(name, gpu)))
+        self.node_of[name] = node
+        self.carry_out(self.scheduler.handle(WorkerPlaced(name, gpu, node)))
 
-    def work(self, name: str) -> None:
-        """One step of the shard that the worker is on: all of it, or one group."""
+    def neighbours(self, name: str) -> list[str]:
+        """The workers that share its memory, itself included."""
+        return sorted(other for other in self.held if self.node_of[other] == self.node_of[name])
+
+    def work(self, name: str, victim: str | None = None) -> None:
+        """One step of the shard that the worker is on: all of it, or one group. Want of memory kills the victim."""
         task = self.held[name][0]
         groups = self.groups(task)
         group = self.announced_group(name)
         touched = group if task.careful else [image_id for group in groups for image_id in group]
         if any((task.shard, image_id) in self.poison for image_id in touched):
             self.die(name, group=group)
+        elif any((task.shard, image_id) in self.hogs for image_id in touched):
+            killed = victim or name
+            self.die(killed, group=self.announced_group(killed) if self.held[killed] else (), memory=True)
         elif task.careful and self.announced[name] + 1 < len(groups):
             self.announced[name] += 1
             self.carry_out(self.scheduler.handle(GroupDone(name)))
@@ -364,10 +442,11 @@ class World:
             self.done.append(task.shard)
         self.carry_out(self.scheduler.handle(ShardDone(name, task.shard)))
 
-    def die(self, name: str, *, blameless: bool = False, group: tuple[int, ...] = ()) -> None:
+    def die(self, name: str, *, blameless: bool = False, group: tuple[int, ...] = (), memory: bool = False) -> None:
         del self.held[name]
         self.deaths += not blameless
-        self.carry_out(self.scheduler.handle(WorkerDied(name, "dead", blameless=blameless, group=group)))
+        event = WorkerDied(name, "dead", blameless=blameless, group=group, memory=memory)
+        self.carry_out(self.scheduler.handle(event))
 
     def check(self, shards: int) -> None:
         assert len(set(self.done)) == len(self.done)
@@ -407,6 +486,38 @@ def test_exactly_the_poison_images_are_found_with_at_most_four_deaths_each(
     assert world.deaths <= 4 * len(poison)
 
 
+@settings(max_examples=500, deadline=None)
+@given(
+    data=st.data(),
+    shards=st.integers(1, 8),
+    workers=st.integers(1, 5),
+    nodes=st.integers(1, 2),
+    depth=st.integers(1, 3),
+    batch=st.integers(1, 12),
+)
+def test_exactly_the_images_that_take_the_memory_are_found_whichever_worker_is_killed_for_them(
+    data: st.DataObject, shards: int, workers: int, nodes: int, depth: int, batch: int
+) -> None:
+    ids = st.integers(0, shards * SIZE - 1)
+    hogs = {(image_id // SIZE, image_id) for image_id in data.draw(st.sets(ids, max_size=3))}
+    world = World(make(shards, workers, depth=depth), batch=batch, hogs=hogs)
+    world.carry_out(world.scheduler.start())
+    for _ in range(10_000):
+        if world.stopped or not world.scheduler.remaining:
+            break
+        if world.starting:
+            world.place(min(world.starting), None, f"node-{data.draw(st.integers(1, nodes))}")
+        else:
+            name = data.draw(st.sampled_from(sorted(name for name, tasks in world.held.items() if tasks)))
+            world.work(name, victim=data.draw(st.sampled_from(world.neighbours(name))))
+        world.check(shards)
+    assert world.stopped is None
+    assert sorted(world.done) == list(range(shards))
+    assert {(image.shard, image.image_id) for image in world.marked} == hogs
+    assert all(image.status == "out_of_memory" for image in world.marked)
+    assert world.deaths <= (workers + 4) * len(hogs)
+
+
 @settings(max_examples=1000, deadline=None)
 @given(
     data=st.data(),
@@ -430,7 +541,8 @@ def test_any_sequence_of_events_ends_with_every_shard_done_once_or_with_a_reason
         # Faults are rare enough for the run to get on, frequent enough to meet each other.
         if data.draw(st.integers(0, 3)) == 0:
             moves = [("fail_start", name) for name in sorted(world.starting | world.placed)]
-            moves += [(fault, name) for name in sorted(world.held) for fault in ("die", "lose_node", "leave")]
+            faults = ("die", "lose_node", "leave", "run_out_of_memory")
+            moves += [(fault, name) for name in sorted(world.held) for fault in faults]
             moves += [(fault, name) for name in busy for fault in ("fail", "overdue", "any_done")]
             moves += [("resize", str(count)) for count in range(5)]
         if not moves:
@@ -445,16 +557,16 @@ def play(world: World, data: st.DataObject, move: str, name: str) -> None:
     scheduler = world.scheduler
     match move:
         case "place":
-            world.place(name, data.draw(st.sampled_from([None, "node/0", "node/1"])))
+            world.place(name, data.draw(st.sampled_from([None, "node/0", "node/1"])), data.draw(st.sampled_from("ab")))
         case "work":
             world.work(name)
         case "fail_start":
             world.starting.discard(name)
             world.placed.discard(name)
             world.carry_out(scheduler.handle(WorkerFailedToStart(name, "broken")))
-        case "die" | "lose_node":
+        case "die" | "lose_node" | "run_out_of_memory":
             announced = world.announced_group(name) if world.held[name] and data.draw(st.booleans()) else ()
-            world.die(name, blameless=move == "lose_node", group=announced)
+            world.die(name, blameless=move == "lose_node", group=announced, memory=move == "run_out_of_memory")
         case "leave":
             world.carry_out(scheduler.handle(WorkerLeaving(name)))
         case "overdue":
