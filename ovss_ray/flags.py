@@ -19,7 +19,7 @@ Panels = Mapping[str, tuple[str, ...]]
 
 JOB_FLAGS: Panels = {
     "What to label with": ("protocol", "classes", "background", "templates"),
-    "Method": ("method", "settings", "clip", "device", "dtype"),
+    "Method": ("method", "settings", "clip", "trust_weights", "device", "dtype"),
     "Images": ("extensions", "uri_column", "image_column", "keep_columns", "limit", "sample", "max_pixels"),
     "Output": ("label_map", "shard_size"),
     "Engine": ("engine", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker", "batch_size",
@@ -32,7 +32,7 @@ JOB_FLAGS: Panels = {
 LISTING = tuple(name for name in JOB_FLAGS["Images"] if name != "max_pixels")
 """Those that say which images of an input are taken."""
 
-HOW: Panels = {"Engine": ("device", *JOB_FLAGS["Engine"]), "Stores": JOB_FLAGS["Stores"]}
+HOW: Panels = {"Engine": ("device", "trust_weights", *JOB_FLAGS["Engine"]), "Stores": JOB_FLAGS["Stores"]}
 """Those that say how to work and change no label."""
 
 Verbose = Annotated[
@@ -128,6 +128,9 @@ def _flag(name: str, panel: str, with_default: bool) -> inspect.Parameter:
                 option, "--set", metavar="NAME=VALUE", help=f"{help_text} May be repeated.", rich_help_panel=panel
             ),
         ]
+    elif field.annotation is bool:
+        both = f"{option}/{option.replace('--', '--no-', 1)}"  # a job file may say it, and a flag take it back
+        annotation = Annotated[bool | None, typer.Option(both, help=help_text, rich_help_panel=panel)]
     else:
         default = field.get_default(call_default_factory=True)
         if with_default and not field.is_required() and default not in (None, {}):

@@ -135,6 +135,11 @@ class JobSpec(BaseModel):
         default="ViT-B-16-quickgelu/openai",
         description='CLIP model: "architecture/tag", "architecture//path/to/weights", or "demo" (shipped, tiny).',
     )
+    trust_weights: bool = Field(
+        default=False,
+        description="Open weights in TorchScript, which run code of their own; OpenAI's files are known and need no "
+        "trust.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the segmenter runs; auto takes the GPU that the worker was given."
     )

@@ -96,7 +96,12 @@ def assess(setting: Setting, candidate: SettledCandidate, sample: Sequence[Sampl
     """
     spec = setting.spec
     segmenter = load_segmenter(
-        candidate.candidate.method, clip=spec.clip, device=spec.device, dtype=spec.dtype, **candidate.settings
+        candidate.candidate.method,
+        clip=spec.clip,
+        device=spec.device,
+        dtype=spec.dtype,
+        trust_weights=spec.trust_weights,
+        **candidate.settings,
     )
     text = segmenter.encode_vocabulary(setting.vocabulary)
     judge = _load_judge(setting)
@@ -116,12 +121,13 @@ def assess(setting: Setting, candidate: SettledCandidate, sample: Sequence[Sampl
 
 
 def _load_judge(setting: Setting) -> Judge:
-    return _judge_of(setting.judge, setting.vocabulary, setting.spec.device, setting.spec.dtype)
+    spec = setting.spec
+    return _judge_of(setting.judge, setting.vocabulary, spec.device, spec.dtype, spec.trust_weights)
 
 
 @lru_cache(maxsize=1)  # one process assesses many candidates, and to encode the texts can take longer than to judge
-def _judge_of(clip: str, vocabulary: Vocabulary, device: str, dtype: str) -> Judge:
-    return Judge.load(clip, vocabulary, device=device, dtype=dtype)
+def _judge_of(clip: str, vocabulary: Vocabulary, device: str, dtype: str, trust_weights: bool) -> Judge:
+    return Judge.load(clip, vocabulary, device=device, dtype=dtype, trust_weights=trust_weights)
 
 
 def _judged(

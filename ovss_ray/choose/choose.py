@@ -20,6 +20,7 @@ from ovss_ray.choose.records import ChoiceFolder
 from ovss_ray.choose.reward import FEWEST_CLASSES
 from ovss_ray.errors import InputError, RunFailedError, SettingError
 from ovss_ray.estimate.sampling import survey
+from ovss_ray.models.clip import check_weights
 from ovss_ray.models.sources import resolve_weights
 from ovss_ray.models.text import check_query_lengths
 from ovss_ray.run.driver import RunInterrupted
@@ -116,6 +117,8 @@ def _choose(asked: JobSpec, question: Question, folder: ChoiceFolder, place: Pla
     resolved, candidates = _settle(asked.model_copy(update={"device": place.device}), question)
     spec, vocabulary = resolved.spec, resolved.vocabulary
     judge = resolve_weights(question.judge or spec.clip)
+    if question.judge is not None:
+        check_weights(judge.clip, trust_weights=spec.trust_weights)
     check_query_lengths(vocabulary, judge.architecture)
     known = None
     if question.image_classes is not None:

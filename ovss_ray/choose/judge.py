@@ -50,17 +50,17 @@ class Judge:
         self.blank = self.similarities([np.zeros((self.side, self.side, 3), np.uint8)])[0]
 
     @classmethod
-    def load(cls, clip: str, vocabulary: Vocabulary, *, device: str, dtype: str) -> Judge:
+    def load(cls, clip: str, vocabulary: Vocabulary, *, device: str, dtype: str, trust_weights: bool = False) -> Judge:
         """Load the model.
 
         Args:
-            clip: as for `load_segmenter`; a vision transformer.
+            clip, trust_weights: as for `load_segmenter`; a vision transformer.
 
         Raises:
             WeightsError: it cannot be loaded, or its vision tower has no class token.
         """
         where = resolve_device(device)
-        return cls(load_clip(clip, where, resolve_dtype(dtype, where)), vocabulary)
+        return cls(load_clip(clip, where, resolve_dtype(dtype, where), trust_weights=trust_weights), vocabulary)
 
     def square(self, image: Picture) -> Picture:
         """An image [H, W, 3] at [side, side, 3]."""

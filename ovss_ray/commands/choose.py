@@ -14,7 +14,7 @@ from ovss_ray.terminal import err, log_level, out, say, watching
 
 _FLAGS: Panels = {
     "What to label with": ("classes", "background", "templates"),
-    "Models": ("clip", "device", "dtype"),
+    "Models": ("clip", "trust_weights", "device", "dtype"),
     "Images": ("extensions", "uri_column", "image_column", "max_pixels"),
     "Engine": ("engine", "ray_address", "batch_size", "fetch_concurrency", "fetch_attempts", "fetch_timeout_s",
                "prefetch_mib"),

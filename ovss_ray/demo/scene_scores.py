@@ -40,7 +40,7 @@ def window_settings(method: type[Segmenter], image_size: int) -> dict[str, int]:
     return {"crop": image_size} if method.Settings.model_fields["crop"].default == 0 else {}
 
 
-def _load(method: str, **settings: int) -> Any:
+def _load(method: str, **settings: Any) -> Any:
     return load_segmenter(method, clip="demo", device="cpu", dtype="float32", **settings)
 
 

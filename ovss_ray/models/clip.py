@@ -19,8 +19,9 @@ from ovss_ray.errors import SettingError, WeightsError
 from ovss_ray.models.quiet import silenced
 from ovss_ray.models.sources import ClipSource, WeightsInfo, file_digest, parse_clip, weight_file
 from ovss_ray.models.text import TextTower, simple_tokenizer, tokenizer_of
+from ovss_ray.models.tower import DenseTower
 from ovss_ray.models.vision import TowerT, VisionTower
-from ovss_ray.models.weights import load_weights, pixel_statistics, tensor_digest
+from ovss_ray.models.weights import fitted_weights, load_weights, pixel_statistics, tensor_digest
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ def load_clip(
     device: torch.device,
     dtype: torch.dtype,
     tower: type[TowerT] = VisionTower,  # type: ignore[assignment] # mypy wants a default that fits every TowerT
+    *,
+    trust_weights: bool = False,
 ) -> ClipModel[TowerT]:
     """Loads a CLIP model; its vision tower gets `dtype`, LayerNorm and the text tower stay float32.
 
@@ -81,10 +84,11 @@ def load_clip(
         device: where it goes.
         dtype: precision of the vision tower.
         tower: the kind of vision tower that is needed.
+        trust_weights: whether a TorchScript file may run its code; those of OpenAI are known and need no trust.
 
     Raises:
-        WeightsError: unknown architecture or tag, missing or unreadable file, weights of another architecture or
-            activation, or another vision tower than is needed.
+        WeightsError: unknown architecture or tag, missing or unreadable file, one that could run code, weights of
+            another architecture or activation, or another vision tower than is needed.
     """
     if isinstance(clip, nn.Module):
         return _from_instance(clip, device, dtype, tower)
@@ -96,19 +100,35 @@ def load_clip(
         _log.warning("%s has random weights: good for timing, but its labels mean nothing", source.name)
         digest = f"random:{source.seed}"
     else:
-        load_weights(model, source, path)
+        load_weights(model, source, path, trusted=trust_weights)
         digest = file_digest(path)
     weights = WeightsInfo(source.name, source.architecture, None if path is None else str(path), digest)
     mean, std = pixel_statistics(source)
     return _wrap(model, device, dtype, tower, tokenizer_of(source.architecture), mean, std, weights)
 
 
-def _build(source: ClipSource) -> Any:
-    """The bare model in float32 on the CPU, initialised from the seed (0 where weights will follow)."""
+def check_weights(clip: str, tower: type[DenseTower] = VisionTower, *, trust_weights: bool = False) -> None:
+    """Makes sure that `load_clip` will take the weights of a model, in a second and without the memory it needs.
+
+    Raises:
+        WeightsError: as `load_clip`.
+    """
+    source = parse_clip(clip, tower)
+    path = weight_file(source)
+    if path is None:
+        return
+    with torch.device("meta"):
+        model = _build(source, "meta")
+    with silenced():  # whoever loads the file says what is worth saying
+        fitted_weights(model, source, path, trusted=trust_weights)
+
+
+def _build(source: ClipSource, device: str = "cpu") -> Any:
+    """The bare model in float32, initialised from the seed (0 where weights will follow)."""
     with silenced(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.seed or 0)
         try:
-            return open_clip.create_model(source.architecture, pretrained=None, pretrained_hf=False)
+            return open_clip.create_model(source.architecture, pretrained=None, pretrained_hf=False, device=device)
         except ImportError as error:
             raise WeightsError(f"{source.architecture} needs a package that is not installed: {error}") from None
 

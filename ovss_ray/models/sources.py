@@ -20,6 +20,9 @@ DEFAULT_CLIP = "ViT-B-16-quickgelu/openai"
 DEMO_ARCHITECTURE = "ovss-demo"
 QUICK_GELU_SUFFIX = "-quickgelu"
 
+WEIGHT_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""What open_clip's weights are called in a repository of the Hugging Face Hub, the safe format first."""
+
 _FRIENDLY = {
     "ViT-B/32": "ViT-B-32",
     "ViT-B/16": "ViT-B-16",
@@ -28,6 +31,7 @@ _FRIENDLY = {
     "ViT-L/14@336px": "ViT-L-14-336",
 }
 _DEMO_FOLDER = Path(str(resources.files("ovss_ray"))) / "demo" / "clip"
+_DEMO_WEIGHTS = _DEMO_FOLDER / f"{DEMO_ARCHITECTURE}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class ClipSource:
     @property
     def name(self) -> str:
         """The normalised spelling."""
-        if self.architecture == DEMO_ARCHITECTURE and self.seed is None:
+        if self.path == _DEMO_WEIGHTS:
             return "demo"
         if self.path is not None:
             return f"{self.architecture}//{self.path}"
@@ -134,9 +138,16 @@ def weight_file(source: ClipSource) -> Path | None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, computed once per process and version of the file."""
-    state = path.stat()
-    return _digest(path, state.st_size, state.st_mtime_ns)
+    """SHA-256 of a file, computed once per process and version of the file.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    try:
+        state = path.stat()
+        return _digest(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise WeightsError(f"the weight file {path} cannot be read: {error.strerror or error}") from None
 
 
 @lru_cache(maxsize=32)
@@ -219,16 +230,35 @@ def _check_tag(architecture: str, tag: str) -> None:
 
 def _find_file(text: str, architecture: str) -> Path:
     path = Path(text).expanduser()
-    if not path.is_file() and not path.is_absolute() and Path(f"/{text}").is_file():
-        path = Path(f"/{text}")  # "architecture//absolute/path" reads naturally, too
-    if path.is_file():
-        return path.resolve()
-    siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        if not path.exists() and not path.is_absolute() and Path(f"/{text}").exists():
+            path = Path(f"/{text}")  # "architecture//absolute/path" reads naturally, too
+        if path.is_file():
+            return path.resolve()
+        if path.is_dir():
+            return _file_of_folder(path, architecture).resolve()
+        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError as error:
+        raise WeightsError(f"{architecture}: the weight file {path} cannot be read: {error.strerror}") from None
     raise WeightsError(f"{architecture}: the weight file {path} does not exist{nearest(path.name, siblings)}")
 
 
+def _file_of_folder(folder: Path, architecture: str) -> Path:
+    """The weight file of a copy of a hub's repository, or of its folder in the hub's cache."""
+    for place in (folder, *sorted(folder.glob("snapshots/*"))):
+        for name in WEIGHT_NAMES:
+            if (place / name).is_file():
+                return place / name
+    files = sorted(item.name for item in folder.iterdir() if item.is_file())
+    there = f"; it has {', '.join(files[:5])}" if files else ""
+    raise WeightsError(
+        f"{architecture}: {folder} is a folder without {' or '.join(WEIGHT_NAMES)}; name the weight file itself{there}"
+    )
+
+
 def _demo_weights() -> Path:
-    path = _DEMO_FOLDER / f"{DEMO_ARCHITECTURE}.safetensors"
-    if not path.is_file():
-        raise WeightsError(f"the demo weights {path} are missing; run `python -m ovss_ray.demo.training` to make them")
-    return path
+    if not _DEMO_WEIGHTS.is_file():
+        raise WeightsError(
+            f"the demo weights {_DEMO_WEIGHTS} are missing; run `python -m ovss_ray.demo.training` to make them"
+        )
+    return _DEMO_WEIGHTS

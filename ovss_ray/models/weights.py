@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,50 +26,37 @@ from ovss_ray.models.sources import (
     tag_has_quick_gelu,
     wrong_activation,
 )
+from ovss_ray.models.weight_files import read_state
 
 _log = logging.getLogger(__name__)
-_ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's TorchScript archives carry among the weights."""
+_PROBLEMS_SHOWN = 3
 
 
-def load_weights(model: nn.Module, source: ClipSource, path: Path) -> None:
+def load_weights(model: nn.Module, source: ClipSource, path: Path, *, trusted: bool = False) -> None:
     """Loads a weight file into a model built for `source.architecture`, strictly.
 
     Raises:
-        WeightsError: the file cannot be read, belongs to another architecture, or was trained with another activation.
+        WeightsError: as `fitted_weights`.
     """
-    state, is_archive = read_state(path)
+    model.load_state_dict(fitted_weights(model, source, path, trusted=trusted), strict=True)
+
+
+def fitted_weights(model: nn.Module, source: ClipSource, path: Path, *, trusted: bool = False) -> dict[str, Tensor]:
+    """The tensors of a weight file under the names of the model, which may be without values (on the device "meta").
+
+    Args:
+        trusted: see `read_state`.
+
+    Raises:
+        WeightsError: the file cannot be read, could run code, belongs to another architecture, was trained with another
+            activation, or holds values that are no numbers.
+    """
+    state, is_archive = read_state(path, trusted=trusted)
     if source.tag is None:
         _check_activation(source, path, is_archive)
     state = _fit_names(model, state)
-    _check_shapes(model, state, source, path)
-    model.load_state_dict(dict(state), strict=True)
-
-
-def read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of a weight file, and whether it is one of OpenAI's TorchScript archives."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(str(path)), False
-        if _is_torchscript(path):
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-            openai = "input_resolution" in state
-            return {key: value for key, value in state.items() if key not in _ARCHIVE_EXTRAS}, openai
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"the weight file {path} holds more than tensors and is not opened for safety; convert it to .safetensors"
-        ) from None
-    except Exception as error:  # each format raises its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"the weight file {path} cannot be read: {reason}") from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
-    if not state:
-        raise WeightsError(f"the weight file {path} holds no named tensors")
-    return state, False
+    _check_fit(model, state, source, path)
+    return state
 
 
 def _check_activation(source: ClipSource, path: Path, is_openai_archive: bool) -> None:
@@ -150,44 +135,62 @@ def _digest_in_url(url: str) -> str:
     return ""
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _fit_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     state = dict(convert_state_dict(model, state))
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = dict(convert_to_custom_text_state_dict(state))
     own = model.state_dict()
     for key in ("logit_scale", "logit_bias"):
-        if key in state and key in own:
+        if key in state and key in own and state[key].numel() == own[key].numel():
             state[key] = state[key].reshape(own[key].shape)
     state.pop("text.transformer.embeddings.position_ids", None)
     return state
 
 
-def _check_shapes(model: nn.Module, state: Mapping[str, Tensor], source: ClipSource, path: Path) -> None:
+def _check_fit(model: nn.Module, state: Mapping[str, Tensor], source: ClipSource, path: Path) -> None:
     """Strict on purpose: open_clip would resample positions of another image size without a word."""
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    for key, shape in own.items():
-        if key not in state:
-            problem = f"it lacks '{key}'"
-        elif tuple(state[key].shape) != shape:
-            problem = f"'{key}' is {list(state[key].shape)} instead of {list(shape)}"
-        else:
-            continue
-        fits = _architectures_of(state, source.architecture)
-        hint = f"; it looks like {' or '.join(fits)}" if fits else ""
-        raise WeightsError(f"the weight file {path} is not a {source.architecture}: {problem}{hint}")
-    extra = sorted(set(state) - set(own))
-    if extra:
+    own = model.state_dict()
+    problems = {
+        "": [problem for key in own if key in state and (problem := _problem(key, own[key], state[key]))],
+        "it lacks ": [f"'{key}'" for key in own if key not in state],
+        "it also has ": [f"'{key}'" for key in sorted(set(state) - set(own))],
+    }
+    found = "; ".join(what + _first_of(items) for what, items in problems.items() if items)
+    if found:
         raise WeightsError(
-            f"the weight file {path} is not a {source.architecture}: it also has '{extra[0]}' "
-            f"({len(extra)} unknown tensors)"
+            f"the weight file {path} is not a {source.architecture}: {found}{_hint(state, source.architecture)}"
         )
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise WeightsError(
+                f"the weight file {path} is damaged: '{key}' holds values that are no numbers; download it again"
+            )
+
+
+def _first_of(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _PROBLEMS_SHOWN:,} more" if len(items) > _PROBLEMS_SHOWN else ""
+    return ", ".join(items[:_PROBLEMS_SHOWN]) + more
+
+
+def _problem(key: str, own: Tensor, given: Tensor) -> str | None:
+    if given.shape != own.shape:
+        return f"'{key}' is {list(given.shape)} instead of {list(own.shape)}"
+    plain = given.layout == torch.strided and not given.is_meta and not given.is_quantized
+    if not plain or given.is_floating_point() != own.is_floating_point():
+        kind = str(given.dtype if plain else "no plain tensor").removeprefix("torch.")
+        return f"'{key}' is {kind} instead of {str(own.dtype).removeprefix('torch.')}"
+    return None
+
+
+def _hint(state: Mapping[str, Tensor], architecture: str) -> str:
+    """What else the weights may be."""
+    if any(key.startswith(("vision_model.", "text_model.")) for key in state):
+        return (
+            "; these are weights for the transformers library: take open_clip_model.safetensors or "
+            "open_clip_pytorch_model.bin of the same model"
+        )
+    fits = [name for name in _architectures_of(state, architecture) if name != architecture]
+    return f"; it looks like {' or '.join(fits)}" if fits else ""
 
 
 def _architectures_of(state: Mapping[str, Tensor], architecture: str) -> list[str]:

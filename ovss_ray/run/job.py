@@ -109,6 +109,7 @@ def resolve(spec: JobSpec, vocabulary: Vocabulary | None = None) -> ResolvedSpec
 
 
 def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
+    from ovss_ray.models.clip import check_weights
     from ovss_ray.models.sources import resolve_weights, tower_shape
     from ovss_ray.models.text import check_query_lengths
     from ovss_ray.segmenters import get_method
@@ -121,6 +122,7 @@ def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
     settings = given.resolve(tower_shape(weights.architecture, method.Tower))
     settings.check_vocabulary(vocabulary)
     check_query_lengths(settings.with_all_texts(vocabulary), weights.architecture)
+    check_weights(weights.clip, method.Tower, trust_weights=spec.trust_weights)
     updates: dict[str, Any] = {
         "settings": settings.model_dump(mode="json"),
         "clip": weights.clip,

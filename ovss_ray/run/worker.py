@@ -109,7 +109,12 @@ class Worker:
         )
         self._encoders = ContextThreadPool(self._cpus, thread_name_prefix="encode")
         self._segmenter = load_segmenter(
-            spec.method, clip=spec.clip, device=spec.device, dtype=spec.dtype, **spec.settings
+            spec.method,
+            clip=spec.clip,
+            device=spec.device,
+            dtype=spec.dtype,
+            trust_weights=spec.trust_weights,
+            **spec.settings,
         )
 
     def encode_text(self) -> TextEmbeddings:

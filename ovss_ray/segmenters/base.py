@@ -103,9 +103,15 @@ class Segmenter(ABC):
     @classmethod
     @abstractmethod
     def load(
-        cls, *, clip: str | nn.Module, device: str | torch.device, dtype: str | torch.dtype, **settings: Any
+        cls,
+        *,
+        clip: str | nn.Module,
+        device: str | torch.device,
+        dtype: str | torch.dtype,
+        trust_weights: bool = False,
+        **settings: Any,
     ) -> Self:
-        """Loads the models; the settings are fields of `Settings`."""
+        """Loads the models; the settings are fields of `Settings`, for the rest see `load_segmenter`."""
 
     @abstractmethod
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:

@@ -43,12 +43,19 @@ class ClipSegmenter(Segmenter, Generic[TowerT]):
 
     @classmethod
     def load(
-        cls, *, clip: str | nn.Module, device: str | torch.device, dtype: str | torch.dtype, **settings: Any
+        cls,
+        *,
+        clip: str | nn.Module,
+        device: str | torch.device,
+        dtype: str | torch.dtype,
+        trust_weights: bool = False,
+        **settings: Any,
     ) -> Self:
         parsed = cls.parse_settings(settings)
         where = resolve_device(device)
         tower = cast("type[TowerT]", cls.Tower)
-        return cls(load_clip(clip, where, resolve_dtype(dtype, where), tower), parsed)
+        precision = resolve_dtype(dtype, where)
+        return cls(load_clip(clip, where, precision, tower, trust_weights=trust_weights), parsed)
 
     @torch.inference_mode()
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:

@@ -72,6 +72,7 @@ def load_segmenter(
     clip: str | nn.Module = "ViT-B-16-quickgelu/openai",
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    trust_weights: bool = False,
     **settings: Any,
 ) -> Segmenter:
     """Loads a method with its frozen models, ready to segment.
@@ -83,10 +84,13 @@ def load_segmenter(
             an open_clip model instance, which is never changed.
         device: "auto", "cpu", "cuda" or a torch device.
         dtype: "auto" (float16 on CUDA, float32 on a CPU), "float32", "float16" or "bfloat16".
+        trust_weights: whether a TorchScript file of weights may be opened, which runs code that is in it; OpenAI's own
+            files, told by their SHA-256, need no trust, and other formats run nothing.
         settings: fields of the method's `Settings`.
 
     Raises:
         SettingError: an unknown method or setting, or a value out of range.
-        WeightsError: the weights cannot be found, read or used.
+        WeightsError: the weights cannot be found, read or used, or could run code.
     """
-    return get_method(method).load(clip=clip, device=device, dtype=dtype, **settings)
+    trust = {"trust_weights": True} if trust_weights else {}  # methods of one's own may not know it
+    return get_method(method).load(clip=clip, device=device, dtype=dtype, **trust, **settings)
