@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ovss_ray.errors import OvssError, RunFailedError, SettingError
-from ovss_ray.run.cluster import cluster_address, connect
+from ovss_ray.run.cluster import Connection
 from ovss_ray.spec import JobSpec
 
 R = TypeVar("R")
@@ -54,16 +54,11 @@ def open_place(spec: JobSpec) -> Iterator[Place]:
     if spec.engine == "local":
         yield _here(spec)
         return
-    import ray
-
-    started_here = not ray.is_initialized()
-    if started_here:
-        connect(cluster_address(spec.ray_address))
+    connection = Connection(spec.ray_address)
     try:
         yield _on_ray(spec)
     finally:
-        if started_here:
-            ray.shutdown()
+        connection.close()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ovss_ray.errors import InputError, RunFailedError
 from ovss_ray.evaluation.scoring import ShardScorer
-from ovss_ray.run.cluster import cluster_address, connect
+from ovss_ray.run.cluster import Connection
 from ovss_ray.run.interrupts import held_interrupts
 
 log = logging.getLogger(__name__)
@@ -88,11 +88,9 @@ def _in_processes(scorer: ShardScorer, shards: Sequence[int], workers: int) -> I
 def _in_ray(scorer: ShardScorer, shards: Sequence[int], workers: int | None, address: str | None) -> Iterator[int]:
     import ray
 
-    started_here = not ray.is_initialized()
     with held_interrupts() as interrupts:
+        connection = Connection(address)
         try:
-            if started_here:
-                connect(cluster_address(address))
             interrupts.raise_noted()
             task = ray.remote(_score).options(num_cpus=1, max_retries=0)  # `_Attempts` counts, and logs
             shared = ray.put(scorer)
@@ -114,8 +112,7 @@ def _in_ray(scorer: ShardScorer, shards: Sequence[int], workers: int | None, add
                     else:
                         running[task.remote(shared, shard)] = shard
         finally:
-            if started_here:
-                ray.shutdown()
+            connection.close()
 
 
 class _Attempts:

@@ -6,13 +6,14 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ovss_ray.errors import SettingError
-from ovss_ray.run.cluster import cluster_address, connect
+from ovss_ray.run.cluster import Connection
 from ovss_ray.run.job import LabellingJob
-from ovss_ray.run.pool import Engine, Place, WorkerHandle
+from ovss_ray.run.pool import Engine, Place, WorkerGoneError, WorkerHandle
 from ovss_ray.run.ray_errors import of_answer, of_no_answer, translate
 from ovss_ray.spec import JobSpec
 
@@ -88,12 +89,9 @@ class RayEngine:
     isolates = True
 
     def __init__(self, spec: JobSpec) -> None:
-        import ray
-
         self._spec = spec
-        self._started_here = not ray.is_initialized()
-        if self._started_here:
-            connect(cluster_address(spec.ray_address))
+        self._has_lost_workers = False
+        self._connection = Connection(spec.ray_address)
         try:
             self._allot(spec)
         except Exception:
@@ -108,8 +106,7 @@ class RayEngine:
             self._gpus_each = spec.gpus_per_worker
         if self._gpus_each > gpus:
             # A cluster may grow: it starts nodes for actors that wait, if the job says how many it wants.
-            embedded = self._started_here and not cluster_address(spec.ray_address)
-            if embedded or spec.workers == "auto":
+            if self._connection.embedded or spec.workers == "auto":
                 raise SettingError(
                     f"gpus_per_worker = {self._gpus_each:g}: the Ray cluster has {gpus:g} GPUs; "
                     "for a cluster that grows on demand, say with workers = N how many to ask for"
@@ -160,7 +157,11 @@ class RayEngine:
             max_restarts=0,  # the scheduler replaces workers, and counts
             max_task_retries=0,
         )
-        return _RayWorker(actor.remote(job, cpus=self._threads_each), whole_gpu=self._gpus_each >= 1)
+        handle = actor.remote(job, cpus=self._threads_each)
+        return _RayWorker(handle, whole_gpu=self._gpus_each >= 1, on_loss=self._note_loss)
+
+    def _note_loss(self) -> None:
+        self._has_lost_workers = True
 
     def share(self, value: Any) -> Any:
         import ray
@@ -168,10 +169,7 @@ class RayEngine:
         return ray.put(value)
 
     def close(self) -> None:
-        import ray
-
-        if self._started_here:
-            ray.shutdown()
+        self._connection.close(keep_logs=self._has_lost_workers)
 
 
 class _WorkerProcess:
@@ -187,9 +185,11 @@ class _WorkerProcess:
 
 
 class _RayWorker:
-    def __init__(self, actor: Any, *, whole_gpu: bool) -> None:
+    def __init__(self, actor: Any, *, whole_gpu: bool, on_loss: Callable[[], None]) -> None:
         self._actor = actor
         self._whole_gpu = whole_gpu
+        self._on_loss = on_loss
+        self._is_stopped = False
 
     def place(self) -> Future[Place]:
         return self._settled(self._actor.__ray_call__.remote(_where, self._whole_gpu))
@@ -206,7 +206,7 @@ class _RayWorker:
             if error is None:
                 outcome.set_result(answered.result())
             elif (translated := translate(error)) is not None:
-                outcome.set_exception(translated)
+                self._fail(outcome, translated)
             else:
                 self._find_out(outcome, error, time.monotonic() + FIND_OUT_S)
 
@@ -219,11 +219,11 @@ class _RayWorker:
         def settle(answered: Future[Any]) -> None:
             error = answered.exception()
             if error is None:
-                outcome.set_exception(of_answer(failure))
+                self._fail(outcome, of_answer(failure))
             elif (translated := translate(error)) is not None:
-                outcome.set_exception(translated)
+                self._fail(outcome, translated)
             elif time.monotonic() > deadline:
-                outcome.set_exception(of_no_answer(error))
+                self._fail(outcome, of_no_answer(error))
             else:
                 again = threading.Timer(1.0, self._find_out, (outcome, failure, deadline))
                 again.daemon = True
@@ -231,8 +231,15 @@ class _RayWorker:
 
         self._actor.__ray_ready__.remote().future().add_done_callback(settle)
 
+    def _fail(self, outcome: Future[Any], error: Exception) -> None:
+        if isinstance(error, WorkerGoneError) and not self._is_stopped:
+            self._on_loss()
+        outcome.set_exception(error)
+
     def kill(self) -> None:
         import ray
+
+        self._is_stopped = True
 
         ray.kill(self._actor)
 

@@ -22,7 +22,7 @@ from ovss_ray.evaluation.ground_truth import GroundTruth, open_folder_truth, ope
 from ovss_ray.evaluation.ground_truth.truth import MappedTruth
 from ovss_ray.evaluation.interval import bootstrap_miou
 from ovss_ray.evaluation.result import Evaluation
-from ovss_ray.run.cluster import connect
+from ovss_ray.run.cluster import Connection
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.summary import read_status
 from ovss_ray.run.verify import verify_run
@@ -302,11 +302,9 @@ def test_processes_of_this_machine_count_the_same(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    import ray
-
-    connect(None)
+    connection = Connection(None)
     yield
-    ray.shutdown()
+    connection.close()
 
 
 @pytest.mark.usefixtures("ray_here")
