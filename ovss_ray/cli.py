@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
 import tempfile
-import traceback
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -24,10 +21,10 @@ from ovss_ray.commands.outcomes import print_summary
 from ovss_ray.commands.status import status
 from ovss_ray.errors import OvssError
 from ovss_ray.flags import JOB_FLAGS, AsJson, RunPlace, StorageOptionsJson, Verbose, parse_storage_options, with_flags
-from ovss_ray.redaction import hide_arguments, redacted, without_secrets
+from ovss_ray.redaction import hide_arguments, without_secrets
 from ovss_ray.run.logs import LogSettings, configure_logging, logs_json
 from ovss_ray.spec import JobSpec
-from ovss_ray.terminal import err, log_level, out, reporter_for, say, watching
+from ovss_ray.terminal import complain, err, log_level, out, prepare_streams, reporter_for, say, say_json, watching
 from ovss_ray.version import __version__
 
 EPILOG = (
@@ -123,7 +120,10 @@ def estimate(
         spec = JobSpec.from_file(job, **given, **flags)
     found = estimate_job(spec, sample_images=sample_images, images=images, gpus=gpus, gpu_price=gpu_price,
                          reporter=reporter_for(spec, verbose))  # fmt: skip
-    say(json.dumps(estimate_record(found, spec), indent=1) if as_json else estimate_text(found, spec))
+    if as_json:
+        say_json(estimate_record(found, spec))
+    else:
+        say(*estimate_text(found, spec).split("\n"))
 
 
 app.command(epilog=EPILOG)(choose)
@@ -158,7 +158,7 @@ def verify(
         found = verify_run(run, footers_only=fast, remove_damaged=remove_damaged, watch=watch,
                            storage_options=parse_storage_options(storage_options))  # fmt: skip
     if as_json:
-        say(json.dumps({**asdict(found), "exit_code": found.exit_code}, indent=1))
+        say_json({**asdict(found), "exit_code": found.exit_code})
         raise typer.Exit(found.exit_code)
     say(f"{found.run}: {found.checked:,} of {found.shards:,} shards are written, with {found.images:,} rows")
     for file in (*found.damaged_manifest, *found.damaged):
@@ -196,7 +196,7 @@ def demo(
         table.add_row(name, f"{iou:.3f}")
     out.print(table)
     say(f"mIoU {tour.miou:.3f}, pixel accuracy {tour.pixel_accuracy:.3f} over {scenes} scenes")
-    say(f"scenes  {tour.images}\nrun     {tour.run}\npage    {tour.page}  (open it in a browser)")
+    say(f"scenes  {tour.images}", f"run     {tour.run}", f"page    {tour.page}  (open it in a browser)")
     say("The same on your own photos, with OpenAI's CLIP (its weights are downloaded at the first use):")
     say('  ovss-ray label PHOTOS/ RUN/ --classes "person,car,tree,sky"')
 
@@ -216,24 +216,20 @@ def _root(
     pass
 
 
-def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
-
-
 def main() -> None:
     """Entry point: errors of the user's making end in one sentence and a documented exit code."""
     hide_arguments()
-    sys.excepthook = _print_uncaught  # with --log-format json it becomes a log line later
+    prepare_streams()
     try:
         app()
     except OvssError as error:
-        said = str(error)
+        first, *rest = error.lines or ("",)
         if error.exit_code in (5, 130, 143):
             # What has no run yet, or is more than its labelling, is continued by the command that was given.
             again = shlex.join(["ovss-ray", *without_secrets(sys.argv[1:])])
-            said += f"\nContinue with:\n  {error.continue_with or again}"
+            rest += ["Continue with:", f"  {error.continue_with or again}"]
         if logs_json():
-            log.error("%s", said)
+            log.error("%s", "\n".join([first, *rest]))
         else:
-            err.print(f"ovss-ray: {said}", markup=False, highlight=False, soft_wrap=True)
+            complain(f"ovss-ray: {first}", *rest)
         sys.exit(error.exit_code)

@@ -6,13 +6,16 @@ import difflib
 from collections.abc import Iterable
 
 from pydantic import ValidationError
-from yaml import MarkedYAMLError, YAMLError
 
 from ovss_ray.redaction import HIDDEN, redacted
 
 
 class OvssError(Exception):
     """An error that is explained in one sentence and needs no traceback: what, which file or field, what to do.
+
+    Args:
+        lines: the sentence; where one line is not enough, each further line by itself, so that a line end within a
+            name that is quoted cannot begin one.
 
     Attributes:
         exit_code: of a command that stops on it.
@@ -22,8 +25,16 @@ class OvssError(Exception):
     exit_code = 1
     continue_with: str | None = None
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
+    def __init__(self, *lines: object) -> None:
+        super().__init__(*(redacted(line) if isinstance(line, str) else line for line in lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What it was made of."""
+        return tuple(map(str, self.args))
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 class SettingError(OvssError, ValueError):
@@ -127,14 +138,6 @@ def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str
     value = HIDDEN if name == "storage_options" else repr(first["input"])
     value = value if len(value) <= 200 else f"{value[:200]}..."
     return SettingError(f"{source}: {name} = {value}: {', or '.join(alternatives)}")
-
-
-def explain_yaml(error: YAMLError) -> str:
-    """What is wrong with a YAML text and in which line and column, without the parser's drawing of it."""
-    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
-    mark = error.problem_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context}"
 
 
 def _allowed(message: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-import yaml
 
 from ovss_ray.errors import SettingError
+from ovss_ray.parsing import load_yaml
 from ovss_ray.redaction import hide_options
 from ovss_ray.spec import JobSpec
 
@@ -94,15 +94,16 @@ def parse_storage_options(text: str | None) -> dict[str, Any]:
     Raises:
         SettingError: it is not one, or the file cannot be read.
     """
+    if text is None:
+        return {}
+    example = 'write for example {"s3": {"endpoint_url": "http://minio:9000"}}, or @FILE with the name of a file'
     try:
-        options = json.loads("{}" if text is None else _content(text))
-        if not isinstance(options, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise SettingError(
-            f"command line: --storage-options is not a JSON object ({error}); "
-            'write for example {"s3": {"endpoint_url": "http://minio:9000"}}, or @FILE with the name of a file'
-        ) from None
+        options = json.loads(_content(text))
+    except (ValueError, RecursionError) as error:
+        # The text may hold secrets, and is not quoted.
+        raise SettingError(f"command line: --storage-options is not a JSON object ({error}); {example}") from None
+    if not isinstance(options, dict):
+        raise SettingError(f"command line: --storage-options is not a JSON object; {example}")
     hide_options(options)
     return options
 
@@ -147,5 +148,5 @@ def _parse_settings(pairs: list[str]) -> dict[str, Any]:
         name, sign, value = pair.partition("=")
         if not sign or not name.strip():
             raise SettingError(f"command line: --set {pair!r} is not of the form name=value")
-        settings[name.strip()] = yaml.safe_load(value)
+        settings[name.strip()] = load_yaml(value, f"command line: the value of --set {name.strip()}")
     return settings

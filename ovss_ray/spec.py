@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ovss_ray.errors import SettingError, explain_invalid, explain_yaml, nearest
+from ovss_ray.errors import SettingError, explain_invalid, nearest
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
 from ovss_ray.images.listing import DEFAULT_EXTENSIONS
 from ovss_ray.images.splits import DEFAULT_SPLIT, BenchmarkSplit
+from ovss_ray.parsing import load_yaml
 from ovss_ray.segmenters.protocols import load_protocol
 
 Auto = Literal["auto"]
@@ -335,10 +335,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise SettingError(f"job file {path} does not exist{nearest(path.name, siblings)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"job file {path} cannot be read: {error}") from None
-    try:
-        values = _expand(yaml.safe_load(text), source=str(path))
-    except yaml.YAMLError as error:
-        raise SettingError(f"job file {path} is not valid YAML: {explain_yaml(error)}") from None
+    values = _expand(load_yaml(text, f"job file {path}"), source=str(path))
     if not isinstance(values, dict):
         raise SettingError(f"job file {path} must hold 'field: value' lines, as those in jobs/ do")
     return values
@@ -366,4 +363,4 @@ def _expand(value: Any, *, source: str) -> Any:
 
     expanded = _VARIABLE.sub(lookup, value)
     # "${LIMIT:-100}" stands for the number 100, as it would without the variable.
-    return yaml.safe_load(expanded) if expanded != value and _VARIABLE.fullmatch(value) else expanded
+    return load_yaml(expanded, source) if expanded != value and _VARIABLE.fullmatch(value) else expanded

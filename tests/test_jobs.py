@@ -63,7 +63,7 @@ def test_variables_come_from_the_environment(tmp_path: Path, monkeypatch: pytest
         ("input: a\nrun: b\nclasses: c\ndevice: tpu\n", "device = 'tpu': should be 'auto', 'cpu' or 'cuda'"),
         ("input: a\nrun: b\nclasses: c\nworkers: many\n", "workers = 'many': .*'auto'"),
         ("- a\n- b\n", "must hold 'field: value' lines"),
-        ("input: [a\n", "is not valid YAML: line 2, column 1: expected"),
+        ("input: [a\n", "cannot be read as YAML: line 2, column 1: expected"),
         ("input: a\nrun: b\nclases: c\n", "unknown setting 'clases'; did you mean 'classes'"),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_copy_of_a_shipped_file_reads_the_same(tmp_path: Path) -> None:
         ("a.txt", "bus, coach: van\n", "not both"),
         ("a.txt", "x" * 201, "has 201 characters; 200 is the limit"),
         ("a.yaml", "- cat\n- dog\n- cat\n", "a.yaml, line 3: the class 'cat' is given twice (also line 1)"),
-        ("a.yaml", "cat: [a]\ncat: [b]\n", "line 2: 'cat' is given twice"),
+        ("a.yaml", "cat: [a]\ncat: [b]\n", "line 2, column 1: 'cat' is given twice"),
         ("a.yaml", "- cat\n- ''\n", "line 2: the class name is empty"),
         ("a.yaml", "classes: [cat\n", "cannot be read as YAML"),
         ("a.yaml", "just text", "must be a list of names or a mapping"),

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
 
-import yaml
-
 from ovss_ray.errors import SettingError
+from ovss_ray.parsing import load_yaml
 
 _BETWEEN = re.compile(r",(?![^\[{]*[\]}])")  # a comma that stands in no [list] and no {mapping}
 _DRAWS_PER_CANDIDATE = 50
@@ -78,7 +77,7 @@ def _parse(text: str) -> Candidate:
     if not first or "=" in first:
         raise SettingError(f"--methods: {text!r} is not of the form method or method:setting=value")
     pairs = (pair.partition("=") for pair in settings)
-    return Candidate(first, {name: yaml.safe_load(value) for name, _, value in pairs})
+    return Candidate(first, {name: load_yaml(value, f"--methods: the value of {name}") for name, _, value in pairs})
 
 
 def draw_candidates(
@@ -115,6 +114,11 @@ def draw_candidates(
 
 def setting_text(value: Any) -> str:
     """A value as `--set name=value` reads it back."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
-        return value
-    return json.dumps(value)
+    return value if isinstance(value, str) and _reads_back(value) else json.dumps(value)
+
+
+def _reads_back(text: str) -> bool:
+    try:
+        return bool(load_yaml(text, "the value") == text)
+    except SettingError:
+        return False

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ovss_ray.choose.candidates import setting_text
 from ovss_ray.choose.choose import Choice
+from ovss_ray.printable import printable
 
 _NOT_FOR_LABEL = {"input", "run", "method", "settings", "storage_options", "protocol"}
 
@@ -20,7 +21,7 @@ def choice_table(choice: Choice) -> Table:
     table.columns[0].overflow = "fold"
     for standing in choice.ranking.standings:
         table.add_row(
-            choice.candidates[standing.key].candidate.name,
+            printable(choice.candidates[standing.key].candidate.name),
             f"{standing.mean_reward:.3f}",
             f"{standing.accepted_share:.1%}",
             "" if standing.behind is None else f"{standing.behind.low:+.2f} to {standing.behind.high:+.2f}",
@@ -44,7 +45,7 @@ def choice_text(choice: Choice, label_command: str) -> str:
         )
     if ranking.unread:
         number, reason = len(ranking.unread), next(iter(ranking.unread.values()))
-        lines.append(f"Images that could not be read, left out for all: {number:,} (e.g. {reason}).")
+        lines.append(f"Images that could not be read, left out for all: {number:,} (e.g. {printable(reason)}).")
     names = {key: settled.candidate.name for key, settled in choice.candidates.items()}
     lines += [
         f"Images that {names[one.key]} failed on, whose classes count as not accepted: {one.unsegmented:,}."

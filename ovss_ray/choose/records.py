@@ -85,12 +85,10 @@ class ChoiceFolder:
         there = self._directory.read_json(_CHOICE) or {}
         names = [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]
         if names:
-            listed = "\n".join(
-                f"  {name}: there {_short(there.get(name))}, now {_short(wanted.get(name))}" for name in names
-            )
             raise RunMismatchError(
-                f"{self.uri} holds another choice, and rewards of both cannot be compared:\n{listed}\n"
-                "Give the same settings, or another --out."
+                f"{self.uri} holds another choice, and rewards of both cannot be compared:",
+                *(f"  {name}: there {_short(there.get(name))}, now {_short(wanted.get(name))}" for name in names),
+                "Give the same settings, or another --out.",
             )
 
     def read_sample(self) -> list[SampledImage] | None:

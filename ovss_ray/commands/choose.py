@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from ovss_ray.flags import JOB_FLAGS, Panels, with_flags
 from ovss_ray.run.logs import LogSettings, configure_logging
 from ovss_ray.spec import JobSpec
-from ovss_ray.terminal import err, log_level, out, say, watching
+from ovss_ray.terminal import err, log_level, out, say, say_json, watching
 
 _FLAGS: Panels = {
     "What to label with": ("classes", "background", "templates"),
@@ -73,7 +72,7 @@ def choose(
         choice = choose_on(spec, question, out=out_folder, watch=watch)
     command = label_command(choice)
     if as_json:
-        say(json.dumps(choice_record(choice, command), indent=1))
+        say_json(choice_record(choice, command))
         return
     out.print(choice_table(choice))
-    say(choice_text(choice, command))
+    say(*choice_text(choice, command).split("\n"))

@@ -15,7 +15,7 @@ import typer
 from ovss_ray.errors import InputError, SettingError
 from ovss_ray.flags import RunPlace, StorageOptionsJson, Verbose, parse_storage_options
 from ovss_ray.run.logs import LogSettings, configure_logging
-from ovss_ray.terminal import log_level, say, watching
+from ovss_ray.terminal import log_level, say_json, watching
 
 if TYPE_CHECKING:
     from ovss_ray.evaluation.compare import Comparison
@@ -255,27 +255,28 @@ def _tell(
             print_comparison(comparison)
         print_published(evaluations)
     if json_file is not None:
-        _write(_as_json(found, comparison), json_file, "--json")
+        record = _record(found, comparison)
+        if json_file == "-":
+            say_json(record)
+        else:
+            _write(json.dumps(record, indent=1), json_file, "--json")
     if page is not None:
         from ovss_ray.report.evaluation import evaluation_page
 
         _write(evaluation_page(found, truth, comparison=comparison, storage_options=options), str(page), "--page")
 
 
-def _as_json(found: Evaluation, comparison: Comparison | None) -> str:
+def _record(found: Evaluation, comparison: Comparison | None) -> dict[str, Any]:
     from ovss_ray.evaluation.compare import published_beside
 
     record = {**found.record(), "published": [asdict(score) for score in published_beside([found])]}
     if comparison is not None:
         record["comparison"] = comparison.record()
-    return json.dumps(record, indent=1, ensure_ascii=False)
+    return record
 
 
 def _write(text: str, file: str, flag: str) -> None:
-    if (flag, file) == ("--json", "-"):
-        say(text)
-        return
     try:
-        Path(file).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        Path(file).write_text(text.rstrip("\n") + "\n", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror}; name another file for {flag}") from error

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from ovss_ray.flags import AsJson
-from ovss_ray.terminal import out, say
+from ovss_ray.terminal import out, say, say_json
 
 if TYPE_CHECKING:
     from ovss_ray.segmenters import MethodCard, Protocol
@@ -44,7 +44,7 @@ def print_methods(as_json: bool) -> None:
     from ovss_ray.report.methods import cards, methods_json
 
     if as_json:
-        say(json.dumps(methods_json(), indent=1))
+        say_json(methods_json())
         return
     table = Table("method", "paper and idea", "passes", "mIoU as published", "scenes", show_lines=True)
     for name, card in cards().items():
@@ -62,7 +62,7 @@ def print_method(name: str, as_json: bool) -> None:
     method = get_method(name)
     settings = method.Settings.model_json_schema().get("properties", {})
     if as_json:
-        say(json.dumps(asdict(method.card) | {"scene_miou": asdict(scene_score(name)), "settings": settings}, indent=1))
+        say_json(asdict(method.card) | {"scene_miou": asdict(scene_score(name)), "settings": settings})
         return
     _, about, passes, published, _ = _row(name, method.card)
     out.print(f"{about}\npasses per window: {passes}\nmIoU as published: {published}", highlight=False)
@@ -96,8 +96,8 @@ def as_typed(value: Any) -> str:
 def _row(name: str, card: MethodCard) -> tuple[str, ...]:
     from ovss_ray.report.methods import BENCHMARKS, passes, scene_score
 
-    free = "training-free" if card.training_free else "[bold]not training-free[/bold]"
-    about = f"{card.paper} ({card.venue})\n{card.idea}\n[dim]{', '.join(card.models)}; {free}; {card.status}[/dim]"
+    free = "training-free" if card.training_free else "not training-free"
+    about = f"{card.paper} ({card.venue})\n{card.idea}\n{', '.join(card.models)}; {free}; {card.status}"
     published = ", ".join(f"{BENCHMARKS.get(key, key)} {value:g}" for key, value in card.published.items())
     scores = scene_score(name)
     best = scores.whole if scores.windows is None else scores.windows
@@ -108,7 +108,7 @@ def print_protocols(as_json: bool, method: str | None = None) -> None:
     """All protocols, or those of a method, one a line, with the sources below them, or as JSON; imports no method."""
     protocols = _protocols(method)
     if as_json:
-        say(json.dumps({protocol.name: asdict(protocol) for protocol in protocols}, indent=1))
+        say_json({protocol.name: asdict(protocol) for protocol in protocols})
         return
     for protocol in protocols:
         settings = " ".join(f"{name}={value}" for name, value in protocol.settings.items())

@@ -11,7 +11,8 @@ from ovss_ray.evaluation.compare import Comparison, published_beside
 from ovss_ray.evaluation.interval import Interval
 from ovss_ray.evaluation.metrics import Metrics
 from ovss_ray.evaluation.result import Evaluation
-from ovss_ray.terminal import err, out, say
+from ovss_ray.printable import printable
+from ovss_ray.terminal import complain, out, say
 
 
 def print_evaluation(found: Evaluation) -> None:
@@ -29,7 +30,7 @@ def print_evaluation(found: Evaluation) -> None:
     for warning in found.warnings:
         say(f"warning: {warning}")
     if found.is_partial:
-        err.print("These are not the scores of the whole split: exit code 5.", highlight=False)
+        complain("These are not the scores of the whole split: exit code 5.")
 
 
 def print_comparison(found: Comparison) -> None:
@@ -38,7 +39,7 @@ def print_comparison(found: Comparison) -> None:
     for heading in ("mIoU", "interval", "aAcc"):
         runs.add_column(heading, justify="right")
     for run in found.runs:
-        runs.add_row(run.label, _percent(run.miou), _range(run.interval), _percent(run.pixel_accuracy))
+        runs.add_row(printable(run.label), _percent(run.miou), _range(run.interval), _percent(run.pixel_accuracy))
     out.print(runs)
     for difference in found.differences:
         first, second = found.runs[difference.first].label, found.runs[difference.second].label
@@ -67,7 +68,7 @@ def _class_table(scores: Metrics) -> Table:
     rows = zip(scores.names, scores.class_iou, scores.class_accuracy, boundaries, scores.pixels, strict=True)
     for name, iou, accuracy, boundary, pixels in rows:
         shown = [_percent(iou), _percent(accuracy), *([_percent(boundary)] if has_boundary else []), f"{pixels:,}"]
-        table.add_row(name, *shown)
+        table.add_row(printable(name), *shown)
     return table
 
 

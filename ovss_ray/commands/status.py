@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from ovss_ray.commands.outcomes import say_failures
 from ovss_ray.flags import AsJson, RunPlace, StorageOptionsJson, parse_storage_options
-from ovss_ray.terminal import say
+from ovss_ray.terminal import say, say_json
 
 
 def status(
@@ -35,7 +34,7 @@ def status(
 
     state = read_status(run, parse_storage_options(storage_options), full=full)
     if as_json:
-        say(json.dumps(asdict(state), indent=1))
+        say_json(asdict(state))
         return
     say(f"{state.run}: {state.method} on {state.clip}, {state.classes} classes")
     say(f"shards  {state.shards_done:,} of {state.shards:,} finished ({state.shards_done / state.shards:.1%})")
@@ -50,7 +49,7 @@ def status(
         say(f"{state.crashed:,} images ended their worker and are set aside")
     say_failures(state.failures or [], state.failure_kinds)
     if state.activity in ("stopped", "not begun"):
-        say(f"Continue with:\n  {state.continue_with}")
+        say("Continue with:", f"  {state.continue_with}")
 
 
 def _counts(statuses: dict[str, int]) -> str:

@@ -46,7 +46,7 @@ def parse_inventory(data: bytes, source: str) -> Inventory:
         bucket = str(manifest["destinationBucket"]).rpartition(":")[2]  # arn:aws:s3:::bucket
         files = tuple(f"s3://{bucket}/{file['key']}" for file in manifest["files"])
         columns = tuple(name.strip() for name in str(manifest["fileSchema"]).split(","))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{source} is not the manifest.json of an S3 Inventory ({type(error).__name__}: {error}); "
             "lists of images are .txt, .csv, .tsv, .jsonl or .parquet files"

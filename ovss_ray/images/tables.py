@@ -180,7 +180,7 @@ class _JsonLines(_UntypedTable):
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise InputError(f"line {number} of the list is not JSON ({error}); write one object a line") from error
             if not isinstance(row, Mapping):
                 raise InputError(f"line {number} of the list is not a JSON object; write one object a line")

@@ -172,7 +172,7 @@ class SampleFields:
         try:
             text = file.read(member.size_bytes).decode()
             fields = json.loads(text) if extension == "json" else {extension: text}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{member.name} in {source} cannot be read: {error}") from error
         if not isinstance(fields, dict):
             raise InputError(f"{member.name} in {source} is not a JSON object, so it has no fields to keep")

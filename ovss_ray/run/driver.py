@@ -349,8 +349,9 @@ class _Session:
     def _stopped(self, reason: str) -> RunFailedError:
         done = self.progress.shards - self._scheduler.remaining
         return RunFailedError(
-            f"{reason}\n{done} of {self.progress.shards} shards are finished and kept; "
-            "continue the run once the cause is removed"
+            " ".join(reason.split()),  # a library's words may take several lines
+            f"{done} of {self.progress.shards} shards are finished and kept; "
+            "continue the run once the cause is removed",
         )
 
 

@@ -246,10 +246,10 @@ def take_over(
         fields["decoding"]["max_pixels"] = stored["decoding"]["max_pixels"]
     changes = differences(stored, fields)
     if changes:
-        listed = "\n".join(f"  {change}" for change in changes)
         raise RunMismatchError(
-            f"{run} was started with other settings, and mixing labels is refused:\n{listed}\n"
-            "Use the settings that it was started with, or label into a new run directory."
+            f"{run} was started with other settings, and mixing labels is refused:",
+            *(f"  {change}" for change in changes),
+            "Use the settings that it was started with, or label into a new run directory.",
         )
     return resolved, manifest
 

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from ovss_ray.printable import printable, printable_lines
 from ovss_ray.redaction import redacted
 from ovss_ray.spec import LogFormat
 
@@ -67,15 +69,15 @@ class ContextThreadPool(ThreadPoolExecutor):
 def configure_logging(settings: LogSettings) -> None:
     """Log to standard error; in a process whose root logger has handlers already, those stay and only the level is set.
 
-    As JSON, warnings of Python and the exception that ends the process are lines like any other.
+    Warnings of Python are log lines like any other; as JSON, so is the exception that ends the process.
     """
     handler = logging.StreamHandler(sys.stderr)
     is_json = settings.format == "json"
     handler.setFormatter(JsonFormatter(settings.about) if is_json else TextFormatter(settings.about))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(PACKAGE).setLevel(settings.level)
+    logging.captureWarnings(True)
     if is_json:
-        logging.captureWarnings(True)
         sys.excepthook = _log_uncaught
         pass_to_root("ray")
 
@@ -108,15 +110,18 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
         self._about = dict(about or {})
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as lines that are safe to print; line ends in what it is about are escaped, its own stay."""
+        safe = copy(record)
+        safe.args = _printable_arguments(record.args)
+        return printable_lines(redacted(super().format(safe)))  # tracebacks included
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         about = _fields(record, self._about)
         known = [about["worker"]] if "worker" in about else []
         known += [f"{name} {about[name]}" for name in ("shard", "attempt") if name in about]
         where = f" [{', '.join(known)}]" if known else ""
         return f"{record.asctime} {record.levelname}{where} {record.message}"
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))  # tracebacks included
 
 
 class JsonFormatter(logging.Formatter):
@@ -141,6 +146,16 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = redacted(self.formatException(record.exc_info))
         return json.dumps(line, default=str)  # ASCII: standard error may have any encoding
+
+
+def _printable_arguments(arguments: Any) -> Any:
+    if isinstance(arguments, Mapping):
+        return {name: _printable_argument(value) for name, value in arguments.items()}
+    return tuple(map(_printable_argument, arguments or ()))
+
+
+def _printable_argument(value: Any) -> Any:
+    return value if isinstance(value, int | float) else printable(value)
 
 
 def _fields(record: logging.LogRecord, about: Mapping[str, str]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from ovss_ray.errors import SettingError, explain_yaml, nearest
+from ovss_ray.errors import SettingError, nearest
+from ovss_ray.parsing import load_yaml
 
 MAX_NAME_LENGTH = 200
 """Characters of a class name or query; anything longer is a file of another kind, not a name."""
@@ -53,7 +54,7 @@ class _Located(str):
 
 
 class _Loader(yaml.BaseLoader):
-    """Keeps every scalar as written (`no` stays "no", `1` stays "1") and refuses repeated keys."""
+    """Keeps every scalar as written: `no` stays "no", `1` stays "1"."""
 
 
 def _construct_scalar(loader: _Loader, node: yaml.ScalarNode) -> _Located:
@@ -68,8 +69,6 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a key must be a plain name")
-        if key in mapping:
-            raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: '{key}' is given twice; remove one")
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 
@@ -82,10 +81,7 @@ for _tag in ("null", "bool", "int", "float", "timestamp", "value", "merge"):
 
 def parse_yaml(text: str, origin: str) -> Any:
     """Parses YAML into lists, mappings and strings that remember their line; raises `SettingError`."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise SettingError(f"{origin} cannot be read as YAML: {explain_yaml(error)}") from None
+    return load_yaml(text, origin, _Loader)
 
 
 def parse_lines(text: str, origin: str) -> ClassList:
@@ -197,6 +193,8 @@ def _clean(text: str, place: str, what: str) -> str:
     clean = " ".join(str(text).split())
     if not clean:
         raise SettingError(f"{place}: the {what} is empty; write a name or remove the entry")
+    if any("\ud800" <= character <= "\udfff" for character in clean):
+        raise SettingError(f"{place}: the {what} {clean!r} is no valid Unicode text; write it in UTF-8")
     if len(clean) > MAX_NAME_LENGTH:
         raise SettingError(
             f"{place}: the {what} '{clean[:30]}...' has {len(clean)} characters; {MAX_NAME_LENGTH} is the limit"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from ovss_ray.errors import SettingError
+from ovss_ray.parsing import load_json
 from ovss_ray.vocabularies.entries import parse_yaml
 from ovss_ray.vocabularies.files import read_text
 
@@ -37,10 +37,7 @@ def load_class_texts(source: str | os.PathLike[str] | Mapping[str, str]) -> dict
 def _parsed(text: str, path: str) -> Any:
     if not path.lower().endswith(".json"):
         return parse_yaml(text, path)
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise SettingError(f"{path} cannot be read as JSON: {error}") from None
+    return load_json(text, path)
 
 
 def _checked(value: Any, origin: str) -> dict[str, str]:

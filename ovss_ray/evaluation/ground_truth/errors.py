@@ -34,7 +34,8 @@ class UnknownIdsError(AnnotationError):
     """
 
     def __init__(self, message: str, counts: Mapping[int, int]) -> None:
-        super().__init__(message, counts)  # both, or it could not be pickled
+        super().__init__(message)
+        self.args = (message, counts)  # both, or it could not be pickled
         self.values = tuple(sorted(counts))
         self.counts = tuple(counts[value] for value in self.values)
 

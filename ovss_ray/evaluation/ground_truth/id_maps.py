@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from ovss_ray.errors import SettingError, nearest
 from ovss_ray.evaluation.ground_truth.pixels import show_colour
+from ovss_ray.parsing import load_json
 from ovss_ray.vocabularies.entries import parse_yaml
 from ovss_ray.vocabularies.files import read_text
 from ovss_ray.vocabulary import Vocabulary
@@ -75,10 +75,7 @@ def _read_pairs(path: str) -> list[tuple[Any, Any]]:
     if ending == "csv":
         return list(_rows(text, path))
     if ending == "json":
-        try:
-            pairs = json.loads(text, object_pairs_hook=list)
-        except ValueError as error:
-            raise SettingError(f"{path} cannot be read as JSON: {error}") from None
+        pairs = load_json(text, path, pairs_hook=list)
         if isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs):
             return pairs
     else:
