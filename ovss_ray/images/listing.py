@@ -20,7 +20,7 @@ from ovss_ray.images.globs import GlobPattern, expand_braces, has_magic, is_enum
 from ovss_ray.images.parallel import flat_map_ordered
 from ovss_ray.images.references import ImageRef, Wanted, extension_of
 from ovss_ray.images.s3_listing import walk_s3
-from ovss_ray.images.stores import StorageOptions, is_local, open_store, protocol_of
+from ovss_ray.images.stores import StorageOptions, is_local, local_path, open_store, protocol_of
 from ovss_ray.images.tables import list_format
 from ovss_ray.images.tars import is_tar, names_compressed_tar, refuse_compressed
 from ovss_ray.images.walking import StoredFile, bare_etag, s3_folders, walk_local, walk_store
@@ -44,6 +44,7 @@ def list_images(
     image_column: str | None = None,
     keep_columns: Iterable[str] = (),
     storage_options: StorageOptions | None = None,
+    without: str | None = None,
 ) -> Iterator[ImageRef]:
     """List images in a fixed order and in memory that does not grow with their number.
 
@@ -61,6 +62,7 @@ def list_images(
         image_column: the column of a Parquet file that holds the bytes of images; see `find_image_column`.
         keep_columns: columns of lists and Parquet files, or fields of WebDataset samples, for `ImageRef.extra`.
         storage_options: see `open_store`.
+        without: a folder that is left out where it lies inside the source: a run directory among its images.
 
     Returns:
         An iterator of `ImageRef`. Names that begin with a dot are skipped. Folders come depth-first and sorted, with
@@ -77,7 +79,7 @@ def list_images(
     if sample is not None and not 0 < sample <= 1:
         raise SettingError(f"sample is {sample}; give the fraction of images to keep, above 0 and at most 1")
     wanted = Wanted.of(extensions, uri_column, image_column, keep_columns)
-    listing = _Listing(uri, wanted, storage_options)
+    listing = _Listing(uri, wanted, storage_options, without)
     refs = listing.sampled(sample)
     first = next(refs, None)
     if first is None:
@@ -88,10 +90,13 @@ def list_images(
 class _Listing:
     """One pass over a source; counts what it leaves out, so that an empty result can be explained."""
 
-    def __init__(self, source: str, wanted: Wanted, storage_options: StorageOptions | None) -> None:
+    def __init__(
+        self, source: str, wanted: Wanted, storage_options: StorageOptions | None, without: str | None
+    ) -> None:
         self._source = source
         self._wanted = wanted
         self._storage_options = storage_options
+        self._without = without
         self._other_files = OtherFiles()
         self._reader = ContainerReader(wanted, storage_options, self._other_files)
         self._images = 0
@@ -224,7 +229,10 @@ class _Listing:
         self, files: Iterator[StoredFile], pattern: GlobPattern | None, uri_of: Callable[[str], str]
     ) -> Iterator[ImageRef | Container]:
         wants_lists = pattern is not None and list_format(pattern.pattern) is not None
+        left_out = _inside(self._without, uri_of(""))
         for file in files:
+            if left_out is not None and file.relative.startswith(left_out):
+                continue
             if _is_hidden(file.relative, pattern) or (pattern and not pattern.matches(file.relative)):
                 continue
             ref = ImageRef(uri_of(file.relative), file.size_bytes, file.etag)
@@ -267,6 +275,17 @@ def _enter(pattern: GlobPattern | None, folder: str) -> bool:
 
 def _is_hidden(relative: str, pattern: GlobPattern | None) -> bool:
     return is_hidden(relative) and not (pattern is not None and pattern.wants_hidden)
+
+
+def _inside(folder: str | None, base: str) -> str | None:
+    """The path of a folder below another one, with a slash at its end; None if it lies elsewhere."""
+    if folder is None or is_local(folder) != is_local(base):
+        return None
+    if is_local(folder):
+        inner, outer = (f"{Path(local_path(place)).resolve()}/" for place in (folder, base))
+    else:  # whatever the protocol: s3 and s3a are one store
+        inner, outer = (f"{place.partition('://')[2].rstrip('/')}/" for place in (folder, base))
+    return inner[len(outer) :] or None if inner.startswith(outer) else None
 
 
 def _uniform(uri: str) -> float:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fsspec.asyn import sync
+
 from ovss_ray.errors import InputError, OvssError, RunFailedError
 from ovss_ray.images.backoff import try_often
 from ovss_ray.images.drivers import open_bounded
@@ -214,6 +216,24 @@ class RunDirectory:
             return []
         return sorted(f"{folder}/{name.rsplit('/', 1)[-1]}" for name in found)
 
+    def entries(self) -> list[str]:
+        """Names of files and folders in the run directory itself, in alphabetical order; none if it is not there.
+
+        Of an S3 store the first thousand: it may be a bucket of millions.
+        """
+        self.fs.invalidate_cache(self.root)
+        try:
+            found = self._reading("", self._list_some, attempts=LIST_ATTEMPTS)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = (name.rstrip("/") for name in found)  # some stores list the folder itself
+        return sorted(name.rsplit("/", 1)[-1] for name in names if name != self.root)
+
+    def _list_some(self) -> list[str]:
+        if "s3" not in self.fs.protocol:
+            return list(self.fs.ls(self.root, detail=False))
+        return [entry["name"] for entry in sync(self.fs.loop, self.fs._lsdir, self.root, max_items=1000)]
+
     def _probe(self) -> None:
         name = f".tmp/probe-{uuid.uuid4().hex}"
         try:
@@ -228,7 +248,8 @@ class RunDirectory:
             log.warning("%s/%s cannot be removed without permission to delete; it does no harm", self.uri, name)
 
     def _reading(self, name: str, operation: Callable[[], T], attempts: int = READ_ATTEMPTS) -> T:
-        with explained(f"{self.uri}/{name}"):
+        place = f"{self.uri}/{name}" if name else self.uri
+        with explained(place):
             try:
                 return try_often(
                     operation,
@@ -241,7 +262,7 @@ class RunDirectory:
                 if store_failure(error) != "other":
                     raise  # explained above, or a file that is not there
                 raise StoreUnavailableError(
-                    f"{self.uri}/{name} could not be read in {attempts} attempts: {_reason(error)}"
+                    f"{place} could not be read in {attempts} attempts: {_reason(error)}"
                 ) from error
 
     def _persist(self, name: str, operation: Callable[[], T]) -> T:

@@ -58,6 +58,7 @@ from ovss_ray.run.scheduler import Scheduler
 from ovss_ray.run.stragglers import ShardClock
 from ovss_ray.run.summary import RunSummary, summarise_run
 from ovss_ray.run.text import load_text, save_text
+from ovss_ray.run.vacancy import check_place
 from ovss_ray.spec import JobSpec
 from ovss_ray.vocabulary import Vocabulary
 
@@ -92,6 +93,7 @@ def run_job(spec: JobSpec, *, reporter: Reporter | None = None, vocabulary: Voca
         RunInterrupted: SIGINT or SIGTERM arrived.
     """
     try:
+        check_place(spec)
         return _run(spec, reporter or SilentReporter(), vocabulary)
     except KeyboardInterrupt:  # later, while workers run, the signal is noted instead of raised
         raise RunInterrupted(signal.SIGINT, "labelling had not begun") from None

@@ -83,7 +83,7 @@ def images_of(spec: JobSpec) -> Iterator[ImageRef]:
     settings = {name: getattr(spec, name) for name in LISTING_SETTINGS}
     split = parse_split(spec.input)
     if split is None:
-        return list_images(spec.input, storage_options=spec.storage_options, **settings)
+        return list_images(spec.input, storage_options=spec.storage_options, without=spec.run, **settings)
     from ovss_ray.evaluation.ground_truth.images import list_split
 
     return list_split(split, storage_options=spec.storage_options, **settings)

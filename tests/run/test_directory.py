@@ -103,7 +103,7 @@ def test_a_store_out_of_reach_is_explained(make_spec: Callable[..., JobSpec], mo
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     nobody = {"s3": {"endpoint_url": "http://127.0.0.1:9"}}
-    with pytest.raises(InputError, match="s3://bucket/run/run.json cannot be read: the store cannot be reached"):
+    with pytest.raises(InputError, match="s3://bucket/run cannot be read: the store cannot be reached"):
         run_job(make_spec(run="s3://bucket/run", storage_options=nobody))
 
 
