@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -57,14 +58,22 @@ def load_json(text: str, origin: str, *, pairs_hook: Callable[[list[tuple[str, A
         pairs_hook: makes a value of the pairs of an object, in place of a dictionary.
 
     Raises:
-        SettingError: it is no JSON, or is nested too deeply.
+        SettingError: it is no JSON, is nested too deeply, or repeats a key (unless a hook sees to that).
     """
     try:
-        return json.loads(text, object_pairs_hook=pairs_hook)
+        return json.loads(text, object_pairs_hook=pairs_hook or _unique)
     except RecursionError:
         raise SettingError(f"{origin} cannot be read as JSON: it is nested too deeply") from None
     except ValueError as error:
         raise SettingError(f"{origin} cannot be read as JSON: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"'{repeated}' is given twice; remove one")
+    return values
 
 
 class _Check:

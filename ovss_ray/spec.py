@@ -111,7 +111,8 @@ class JobSpec(BaseModel):
         "are given; `ovss-ray methods --protocols` lists them.",
     )
     classes: str | list[str] | dict[str, Any] = Field(
-        description='Vocabulary: "cat,dog,grass", a text or YAML file, or a shipped name such as voc21.'
+        description='Vocabulary: "cat,dog,grass", with synonyms "cat: kitten; tabby,dog"; a .txt, .csv, .tsv, .json or '
+        ".yaml file; or a shipped name such as voc21."
     )
     background: str | int | None = Field(
         default=None,

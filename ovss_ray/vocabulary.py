@@ -14,17 +14,37 @@ from pathlib import Path
 from typing import Any, cast
 
 from ovss_ray.errors import SettingError, nearest
-from ovss_ray.vocabularies.entries import ClassList, Entry, parse_lines, parse_value, parse_yaml
+from ovss_ray.parsing import load_json
+from ovss_ray.vocabularies.entries import (
+    ClassList,
+    Entry,
+    parse_inline,
+    parse_lines,
+    parse_table,
+    parse_value,
+    parse_yaml,
+)
 from ovss_ray.vocabularies.files import read_text
+from ovss_ray.vocabularies.notation import class_text
 
-__all__ = ["Vocabulary", "VocabularyClass", "load_vocabulary", "shipped_vocabularies", "template_sets"]
+__all__ = [
+    "Vocabulary",
+    "VocabularyClass",
+    "describe_vocabulary",
+    "load_vocabulary",
+    "shipped_vocabularies",
+    "template_sets",
+]
 
 DEFAULT_TEMPLATES = "imagenet_80"
 MAX_CLASSES = 65535
 """Class ids are stored as uint16 at most, and 65535 means "no label"."""
 
+SHOWN_CLASSES = 8
+
 _COMBINED_SETS = {"maskclip_85": ("imagenet_80", "maskclip_5")}
-_FILE_ENDINGS = (".txt", ".yaml", ".yml")
+_TEXT_ENDINGS = (".txt", ".yaml", ".yml")
+_FILE_ENDINGS = (*_TEXT_ENDINGS, ".csv", ".tsv", ".json")
 
 
 @dataclass(frozen=True)
@@ -111,7 +131,9 @@ def load_vocabulary(
 
     Args:
         source: "cat,dog,grass", the name of a shipped vocabulary ("voc21", or "voc21:clearclip" for a variant), a path
-            or URI of a .txt or .yaml file, a list of names, a mapping name -> synonyms, or a `Vocabulary`.
+            or URI of a .txt, .csv, .tsv, .json or .yaml file, a list of names, a mapping name -> synonyms, or a
+            `Vocabulary`. A name in text or in a list may have synonyms behind a colon ("cat: kitten; tabby"); one that
+            holds a colon or comma of its own stands in quotation marks. Keys of mappings are taken as they are.
         templates: a set of `template_sets()`, a .txt or .yaml file of templates, or a list of strings with "{}";
             None takes the vocabulary file's own, or "imagenet_80".
         background: name or id of the class that pixels below the confidence threshold fall to; None takes the
@@ -141,6 +163,31 @@ def load_vocabulary(
         templates=_load_templates(DEFAULT_TEMPLATES if wanted is None else wanted),
         background=rule,
     )
+
+
+def describe_vocabulary(vocabulary: Vocabulary) -> str:
+    """A vocabulary in one line, as it was understood: number and names of the classes, synonyms, background, templates.
+
+    >>> describe_vocabulary(load_vocabulary("cat: kitten,grass", background="grass", templates="single"))
+    '2 classes (custom): cat, grass; 1 with other queries (cat: cat, kitten); background grass; 1 template'
+    """
+    listed = class_text(vocabulary.names[:SHOWN_CLASSES], ", ")
+    if vocabulary.num_classes > SHOWN_CLASSES:
+        listed += f", ..., {class_text(vocabulary.names[-1:])}"
+    parts = [f"{_counted(vocabulary.num_classes, 'class', 'classes')} ({vocabulary.name}): {listed}"]
+    others = [item for item in vocabulary.classes if item.queries != (item.name,)]
+    if others:
+        first = others[0]
+        shown = class_text(first.queries[:4], ", ") + (", ..." if len(first.queries) > 4 else "")
+        parts.append(f"{len(others):,} with other queries ({first.name}: {shown})")
+    ground = (
+        "no background" if vocabulary.background is None else f"background {vocabulary.names[vocabulary.background]}"
+    )
+    return "; ".join([*parts, ground, _counted(len(vocabulary.templates), "template", "templates")])
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def shipped_vocabularies() -> tuple[str, ...]:
@@ -181,10 +228,15 @@ def _read_shipped(name: str, variant: str | None) -> tuple[str, str, ClassList, 
 def _read_file(path: str, variant: str | None) -> tuple[str, str, ClassList, bool]:
     text = read_text(path, "vocabulary file")
     stem = Path(path.rsplit("/", 1)[-1]).stem
-    if path.lower().endswith((".yaml", ".yml")):
+    ending = path.lower().rpartition(".")[2]
+    if ending in ("yaml", "yml"):
         listed = parse_value(parse_yaml(text, path), path, variant)
+    elif ending == "json":
+        listed = parse_value(load_json(text, path), path, variant)
     elif variant is not None:
         raise SettingError(f"{path} is a text file, which has no variants; leave out variant '{variant}'")
+    elif ending in ("csv", "tsv"):
+        listed = parse_table(text, path)
     else:
         listed = parse_lines(text, path)
     return listed.name or stem, path, listed, False
@@ -195,22 +247,26 @@ def _read_inline(text: str, variant: str | None) -> tuple[str, str, ClassList, b
         raise SettingError(f"variants belong to shipped vocabularies; leave out variant '{variant}'")
     if "\n" in text:
         return "custom", "the class list", parse_lines(text, "the class list"), False
-    names = text.split(",")
-    if len(names) == 1:
+    if text[0] in "[{":
+        return "custom", "the class list", parse_value(load_json(text, "the class list"), "the class list"), False
+    if "," not in text:
+        one_class = f"(one class of that name: '{text},')"
         misspelt = get_close_matches(text.partition(":")[0].lower(), shipped_vocabularies(), 1, 0.75)
         if misspelt:
-            raise SettingError(
-                f"there is no vocabulary '{text}'; did you mean '{misspelt[0]}'? (one class of that name: '{text},')"
-            )
-    elif not names[-1].strip():
-        names.pop()
-    return "custom", "the class list", parse_value(names, "the class list"), False
+            raise SettingError(f"there is no vocabulary '{text}'; did you mean '{misspelt[0]}'? {one_class}")
+        if re.fullmatch(r"\S+\.[A-Za-z][A-Za-z0-9]{1,4}", text):
+            raise SettingError(f"there is no vocabulary file {text}; check the path {one_class}")
+    return "custom", "the class list", parse_inline(text, "the class list"), False
 
 
 def _is_path(source: Source, text: str) -> bool:
-    if isinstance(source, os.PathLike) or text.lower().endswith(_FILE_ENDINGS) or "://" in text:
-        return "\n" not in text
-    return "," not in text and "\n" not in text and ("/" in text or Path(text).is_file())
+    if isinstance(source, os.PathLike):
+        return True
+    if "\n" in text or text[0] in "[{\"'":
+        return False
+    if text.lower().endswith(_FILE_ENDINGS) or "://" in text:
+        return True
+    return "," not in text and ("/" in text or Path(text).exists())
 
 
 def _refuse_duplicates(entries: Sequence[Entry]) -> None:
@@ -282,7 +338,7 @@ def _load_templates(source: str | os.PathLike[str] | Sequence[str]) -> tuple[str
         path = os.fspath(cast("str | os.PathLike[str]", source))
         if "{}" in path:
             return _check_templates([path], "the templates")
-        if not path.lower().endswith(_FILE_ENDINGS):
+        if not path.lower().endswith(_TEXT_ENDINGS):
             known = template_sets()
             raise SettingError(
                 f"there is no template set '{path}', only {', '.join(known)}, or a .txt or .yaml file"

@@ -34,7 +34,7 @@ def test_a_mapping_is_taken_as_it_is() -> None:
         ("", "must hold 'class name: text' lines"),
         ("cat: [a, b]\n", "the text of 'cat' must be a string; put it in quotation marks"),
         ("cat: ' '\n", "the text of 'cat' is empty; write one or remove the line"),
-        ("cat: a\ncat: b\n", "line 2: 'cat' is given twice"),
+        ("cat: a\ncat: b\n", "line 2, column 1: 'cat' is given twice"),
         ("cat: 'a\n", "cannot be read as YAML"),
     ],
 )

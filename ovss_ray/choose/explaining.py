@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import asdict
 from typing import Any
@@ -71,7 +72,10 @@ def label_command(choice: Choice) -> str:
     words = ["ovss-ray", "label", choice.spec.input, "RUN"]
     for name in sorted(choice.spec.model_fields_set - _NOT_FOR_LABEL):
         value = getattr(choice.spec, name)
-        text = ",".join(value) if isinstance(value, tuple | list) else str(value)
+        if name == "classes" and not isinstance(value, str):
+            text = json.dumps(value, ensure_ascii=False)
+        else:
+            text = ",".join(value) if isinstance(value, tuple | list) else str(value)
         words += [f"--{name.replace('_', '-')}", text]
     words += ["--method", choice.best.candidate.method]
     for name, value in choice.best.candidate.settings.items():

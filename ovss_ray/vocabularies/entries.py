@@ -1,19 +1,20 @@
-"""Reading class lists from text, YAML and Python values into `Entry` records that remember where they stand.
+"""Reading class lists from text, tables, YAML, JSON and Python values into `Entry` records that know where they stand.
 
-Three notations are understood:
-
-* a text file (or a string of several lines): one class a line, `name`, `name: synonym, synonym` or
-  `name, synonym, synonym`; the name itself is a query; `#` starts a comment;
-* a simple YAML file: a list of names, or a mapping `name: synonyms`, alone or under `classes` beside `name`,
-  `background` and `templates`; the name itself is a query;
-* the shipped form: `classes` is a list of mappings `{id, name, synonyms, color}`; there the name is a query only
-  where no synonyms are given, and `variants` replace the synonyms of some classes.
+* A text file (or a string of several lines): one class a line, as `notation.py` says, or `name, synonym, synonym`;
+  `#` starts a comment. On the command line: classes separated by commas. In a list: one class an item.
+* A table (CSV, TSV) with the columns `name` and `synonyms`, or a list of objects `{name, synonyms}`.
+* A mapping `name: synonyms`.
+* YAML or JSON: a list or a mapping as above, alone or under `classes` beside `name`, `background` and `templates`.
+* The form of the shipped lists: a list of objects `{id, name, synonyms, color}` under `classes`. In this form alone the
+  name is a query only where no synonyms are given; in all others it always is. `variants` replace synonyms of some
+  classes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,6 +22,18 @@ import yaml
 
 from ovss_ray.errors import SettingError, nearest
 from ovss_ray.parsing import load_yaml
+from ovss_ray.vocabularies.notation import (
+    SYNONYM_SEPARATORS,
+    parse_class,
+    parse_synonyms,
+    split_unquoted,
+    unquote,
+    without_comment,
+)
+from ovss_ray.vocabularies.tables import read_rows
+
+PLACE = ""
+"""The key under which a row of a table keeps its place; no column has this name."""
 
 MAX_NAME_LENGTH = 200
 """Characters of a class name or query; anything longer is a file of another kind, not a name."""
@@ -88,18 +101,31 @@ def parse_lines(text: str, origin: str) -> ClassList:
     """Reads one class a line: `name`, `name: synonym, synonym` or `name, synonym, synonym`."""
     entries = []
     for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.split(" #")[0].strip()
-        if not line or line.startswith("#"):
+        line = without_comment(raw).strip()
+        if not line:
             continue
         place = f"{origin}, line {number}"
-        head, colon, tail = line.partition(":")
-        if not colon:
-            head, _, tail = line.partition(",")
-        elif "," in head:
+        before_colon, *behind = split_unquoted(line, ":")
+        head, *others = split_unquoted(before_colon, SYNONYM_SEPARATORS)
+        if behind and others:
             raise SettingError(f"{place}: write 'name: synonym, synonym' or 'name, synonym, synonym', not both")
-        synonyms = [part for part in tail.split(",") if part.strip()]
-        entries.append(_named_entry(place, head, synonyms))
+        listed = ":".join(behind) or ",".join(others)
+        entries.append(_named_entry(place, unquote(head, place), parse_synonyms(listed, place)))
     return ClassList(entries=tuple(entries))
+
+
+def parse_table(text: str, origin: str) -> ClassList:
+    """Reads a table (CSV, TSV): a line of headings, then one class a row; see `tables.py`."""
+    items = [{**row, PLACE: place} for place, row in read_rows(text, origin)]
+    return ClassList(entries=tuple(_added_entry(item, index, origin) for index, item in enumerate(items)))
+
+
+def parse_inline(text: str, origin: str) -> ClassList:
+    """Reads classes separated by commas, as the command line has them."""
+    items = split_unquoted(text, ",")
+    if len(items) > 1 and not items[-1].strip():
+        items.pop()
+    return parse_value(items, origin)
 
 
 def parse_value(value: Any, origin: str, variant: str | None = None) -> ClassList:
@@ -117,10 +143,11 @@ def parse_value(value: Any, origin: str, variant: str | None = None) -> ClassLis
         )
     if variant is not None:
         raise SettingError(f"{origin} has no variants, so variant '{variant}' cannot be chosen")
-    return ClassList(entries=_classes(value, origin, {}))
+    return ClassList(entries=_classes(value, origin, None))
 
 
-def _classes(value: Any, origin: str, replaced: Mapping[int, tuple[str, ...]]) -> tuple[Entry, ...]:
+def _classes(value: Any, origin: str, replaced: Mapping[int, tuple[str, ...]] | None) -> tuple[Entry, ...]:
+    """`replaced` has the synonyms of a variant by class, in the form of the shipped lists; None is any other form."""
     if isinstance(value, Mapping):
         return tuple(
             _named_entry(_place(origin, key), str(key), _synonyms(item, _place(origin, key)))
@@ -131,23 +158,42 @@ def _classes(value: Any, origin: str, replaced: Mapping[int, tuple[str, ...]]) -
     entries = []
     for index, item in enumerate(value):
         if isinstance(item, Mapping):
-            entries.append(_described_entry(item, index, origin, replaced.get(index)))
+            if replaced is None:
+                entries.append(_added_entry(item, index, origin))
+            else:
+                entries.append(_described_entry(item, index, origin, replaced.get(index)))
         elif isinstance(item, str):
-            entries.append(_named_entry(_place(origin, item, index), item, []))
+            place = _place(origin, item, index)
+            entries.append(_named_entry(place, *parse_class(item, place)))
         else:
             raise SettingError(f"{origin}, class {index + 1}: {item!r} is not a name")
     return tuple(entries)
 
 
 def _described_entry(item: Mapping[str, Any], index: int, origin: str, replacement: tuple[str, ...] | None) -> Entry:
-    name = item.get("name", "")
-    place = _place(origin, name, index)
-    _refuse_misspelt_keys(item, {"id", "name", "synonyms", "color", "source_id"}, place, strict=True)
-    if "id" in item and str(item["id"]) != str(index):
-        raise SettingError(f"{place}: the id is {item['id']}, but ids run 0, 1, 2, ... in order; it must be {index}")
-    queries = replacement or _synonyms(item.get("synonyms"), place) or (str(name),)
+    name, place = _checked_fields(item, index, origin, strict=True)
+    queries = replacement or _synonyms(item.get("synonyms"), place) or (name,)
     cleaned = tuple(_clean(query, place, "query") for query in queries)
-    return Entry(place, _clean(str(name), place, "class name"), cleaned, _color(item.get("color"), place))
+    return Entry(place, _clean(name, place, "class name"), cleaned, _color(item.get("color"), place))
+
+
+def _added_entry(item: Mapping[str, Any], index: int, origin: str) -> Entry:
+    """A class whose synonyms are queries beside its name; fields of no meaning here are left alone."""
+    name, place = _checked_fields(item, index, origin, strict=False)
+    named = _named_entry(place, name, _synonyms(item.get("synonyms"), place))
+    return replace(named, color=_color(item.get("color"), place))
+
+
+def _checked_fields(item: Mapping[str, Any], index: int, origin: str, *, strict: bool) -> tuple[str, str]:
+    """The name and the place of a class, of whose fields `id` and the spelling of the others were checked."""
+    name = item.get("name", "")
+    place = item.get(PLACE) or _place(origin, name, index)
+    _refuse_misspelt_keys(item, {"id", "name", "synonyms", "color", "source_id"}, place, strict)
+    if item.get("id") not in (None, "") and str(item["id"]).strip() != str(index):
+        raise SettingError(
+            f"{place}: the id is {item['id']}, but ids run 0, 1, 2, ... in order; it must be {index}, or leave ids out"
+        )
+    return "" if name is None else str(name), place
 
 
 def _named_entry(place: str, name: str, synonyms: Iterable[str]) -> Entry:
@@ -172,7 +218,7 @@ def _variant_queries(value: Mapping[str, Any], origin: str, variant: str | None)
 def _refuse_misspelt_keys(item: Mapping[str, Any], known: set[str], place: str, strict: bool = False) -> None:
     """Shipped files carry more fields about the data set than a vocabulary needs, so only near misses are refused."""
     for key in item:
-        if key not in known and (strict or get_close_matches(str(key), sorted(known), 1, 0.8)):
+        if key not in known and key != PLACE and (strict or get_close_matches(str(key), sorted(known), 1, 0.8)):
             raise SettingError(f"{place}: unknown field '{key}'{nearest(str(key), known)}")
 
 
@@ -180,13 +226,12 @@ def _synonyms(value: Any, place: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        parts = value.split(",") if value not in ("null", "~") else []
-        return tuple(part for part in parts if part.strip())
+        return tuple(parse_synonyms(value, place)) if value not in ("null", "~") else ()
     if isinstance(value, Iterable) and not isinstance(value, Mapping):
         synonyms = tuple(value)
         if all(isinstance(item, str) for item in synonyms):
             return synonyms
-    raise SettingError(f"{place}: the synonyms must be a list of strings")
+    raise SettingError(f"{place}: the synonyms must be a list of strings, not {str(value)[:60]!r}")
 
 
 def _clean(text: str, place: str, what: str) -> str:
@@ -205,12 +250,17 @@ def _clean(text: str, place: str, what: str) -> str:
 def _color(value: Any, place: str) -> tuple[int, int, int] | None:
     if value is None:
         return None
+    if isinstance(value, str) and value.strip() in ("", "null", "~"):
+        return None
     try:
+        if isinstance(value, str):  # "#ff8000", "255,128,0", "255 128 0", "(255, 128, 0)"
+            code = re.fullmatch(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", value.strip())
+            value = [int(part, 16) for part in code.groups()] if code else re.split(r"[\s,;]+", value.strip(" ()[]"))
         red, green, blue = (int(channel) for channel in value)
     except (TypeError, ValueError):
-        raise SettingError(f"{place}: the color must be three numbers, 0 to 255") from None
+        raise SettingError(f"{place}: the color must be three numbers, 0 to 255, or such as #ff8000") from None
     if not all(0 <= channel <= 255 for channel in (red, green, blue)):
-        raise SettingError(f"{place}: the color must be three numbers, 0 to 255")
+        raise SettingError(f"{place}: the color must be three numbers, 0 to 255, or such as #ff8000")
     return red, green, blue
 
 
