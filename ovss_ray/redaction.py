@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ def hide_options(options: Any) -> None:
         options: values by name, in groups and lists of any depth; those whose name tells of a secret are hidden.
     """
     _options.update(_secrets(options, secret=False))
+
+
+def hidden_values() -> set[str]:
+    """What this process hides by value; for a process that writes for it."""
+    return set(_options)
+
+
+def hide_values(values: Iterable[str]) -> None:
+    """Hide what another process hides."""
+    _options.update(values)
 
 
 def _secrets(value: Any, *, secret: bool) -> Iterator[str]:

@@ -22,11 +22,13 @@ from rich.text import Text
 
 from ovss_ray.printable import printable, printable_lines
 from ovss_ray.redaction import redacted
-from ovss_ray.run.logs import LogSettings, configure_logging
+from ovss_ray.run.logs import LogSettings, configure_logging, logs_json
 from ovss_ray.spec import JobSpec
 
 if TYPE_CHECKING:
     from ovss_ray.run.progress import Reporter
+
+log = logging.getLogger(__name__)
 
 
 class SafeConsole(Console):
@@ -54,14 +56,23 @@ err = SafeConsole(stderr=True)
 
 
 def say(*lines: str) -> None:
-    """Print lines as they are, but for secrets; a line end within one belongs to a name, and is escaped."""
+    """Print lines as they are, but for secrets; a line end within one belongs to a name, and is escaped.
+
+    In a process that logs JSON they are log lines.
+    """
     for line in lines:
-        out.print(printable(line), soft_wrap=True)
+        if logs_json():
+            log.info("%s", line)
+        else:
+            out.print(printable(line), soft_wrap=True)
 
 
 def say_json(record: Any) -> None:
-    """Print a record as JSON, in ASCII: valid whatever its names hold and whatever the encoding of the terminal."""
-    out.print(json.dumps(record, indent=1), soft_wrap=True)
+    """Print a record as JSON, in ASCII: valid whatever its names hold and whatever the encoding of the terminal.
+
+    It takes one line in a process that logs JSON.
+    """
+    out.print(json.dumps(record, indent=None if logs_json() else 1), soft_wrap=True)
 
 
 def complain(*lines: str) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ovss_ray.terminal import say
+from ovss_ray.run.logs import logs_json
+from ovss_ray.terminal import say, say_json
 
 if TYPE_CHECKING:
     from ovss_ray.run.summary import RunSummary
 
 
 def print_summary(summary: RunSummary) -> None:
-    """Images labelled, why others were not, and where to look."""
+    """Images labelled, why others were not, and where to look; as JSON, in a line, if that is how this process logs."""
     from ovss_ray.run.progress import duration
+
+    if logs_json():
+        say_json(asdict(summary))
+        return
 
     line = f"{summary.labelled:,} of {summary.images:,} images labelled in {summary.run}"
     if summary.session:

@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from types import MappingProxyType, TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ovss_ray.printable import printable, printable_lines
 from ovss_ray.redaction import redacted
-from ovss_ray.spec import LogFormat
+from ovss_ray.run.foreign_lines import capture
+
+if TYPE_CHECKING:
+    from ovss_ray.spec import LogFormat
 
 FIELDS = ("run", "worker", "shard", "attempt", "image_id", "uri")
 """What a line may be about; also as `extra` of a single call."""
@@ -69,12 +72,14 @@ class ContextThreadPool(ThreadPoolExecutor):
 def configure_logging(settings: LogSettings) -> None:
     """Log to standard error; in a process whose root logger has handlers already, those stay and only the level is set.
 
-    Warnings of Python are log lines like any other; as JSON, so is the exception that ends the process.
+    Warnings of Python are log lines like any other. As JSON, whatever else is written to standard error is made such
+    lines too: the exception that ends the process, messages of native libraries and of child processes.
     """
-    handler = logging.StreamHandler(sys.stderr)
     is_json = settings.format == "json"
-    handler.setFormatter(JsonFormatter(settings.about) if is_json else TextFormatter(settings.about))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    if not logging.getLogger().handlers:
+        handler = logging.StreamHandler(capture(settings.about) if is_json else sys.stderr)
+        handler.setFormatter(JsonFormatter(settings.about) if is_json else TextFormatter(settings.about))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(PACKAGE).setLevel(settings.level)
     logging.captureWarnings(True)
     if is_json:

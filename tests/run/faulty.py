@@ -9,7 +9,10 @@ import ctypes
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +26,7 @@ from ovss_ray.segmenters import Segmentation, TextEmbeddings
 from ovss_ray.segmenters.base import Image
 from ovss_ray.segmenters.clipbase import CLIPBase
 from ovss_ray.segmenters.dense import DenseSettings
+from ovss_ray.vocabulary import Vocabulary
 
 METHOD = "tests.run.faulty:Faulty"
 
@@ -48,6 +52,17 @@ def draw_fault(path: Path, fault: str, size: tuple[int, int] = (64, 64)) -> Path
         path = path.with_suffix(".png")
         PillowImage.new("RGB", size, FAULTS[fault]).save(path)
     return path
+
+
+def make_noise() -> None:
+    """Write to standard error in every way that libraries do."""
+    os.write(2, b"native code\x1b[1m says\n")
+    subprocess.run([sys.executable, "-c", "import sys; sys.stderr.write('a child process says')"], check=True)
+    os.write(2, b"\n\n")
+    sys.stderr.write("Python says\n")
+    sys.stderr.flush()
+    os.write(2, b"downloading 0 %\rdownloading 50 %\rdownloading 100 %\n")
+    warnings.warn("careless", stacklevel=1)
 
 
 def grow(most: int = 12 * 2**30) -> None:
@@ -94,6 +109,11 @@ class Faulty(CLIPBase):
         seconds: float = 0.0
 
     settings: Settings
+
+    def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        if "NOISE" in os.environ:
+            make_noise()
+        return super().encode_vocabulary(vocabulary)
 
     def segment_batch(self, images: Sequence[Image], text: TextEmbeddings, *, low_memory: bool) -> list[Segmentation]:
         """Segment, unless there is an accident."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import ray
+from PIL import Image
 
 from ovss_ray.images import backoff
 from ovss_ray.images.stores import open_store
@@ -31,6 +33,7 @@ from ovss_ray.run.logs import (
 from ovss_ray.spec import JobSpec
 from tests.faults import FaultyEndpoint, status
 from tests.run.conftest import CLIP, draw_photos
+from tests.run.faulty import METHOD
 
 MakeSpec = Callable[..., JobSpec]
 BROKEN = b"\xff\xd8\xff broken"
@@ -44,10 +47,11 @@ def photos_and_broken(tmp_path: Path) -> Path:
     return folder
 
 
-def label(folder: Path, run: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+def label(folder: Path, run: Path, *flags: str, noise: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ovss_ray", "label", str(folder), str(run), "--classes", "cat,dog", "--clip", CLIP]
     command += ["--templates", "single", "--engine", "local", "--shard-size", "4", "--fetch-concurrency", "1", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    environment = {**os.environ, "NOISE": noise} if noise else None
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
 
 def objects(text: str) -> list[dict[str, Any]]:
@@ -84,6 +88,58 @@ def test_every_line_of_a_run_is_json_and_that_of_a_failed_image_says_where(
     finished = {line["shard"]: line["message"] for line in lines if line["message"].startswith("finished")}
     assert finished.keys() == {0, 1}
     assert "4 images, 1 without labels" in finished[1]
+
+
+@pytest.fixture
+def photos_and_damaged_tiffs(photos_and_broken: Path) -> Path:
+    """libtiff itself writes to standard error about such files, by whatever name its compression has."""
+    for name in ("tiff_adobe_deflate", "tiff_lzw"):
+        path = photos_and_broken / f"{name}.tif"
+        Image.effect_noise((90, 70), 80).save(path, compression=name)
+        data = bytearray(path.read_bytes())
+        data[8:200] = bytes(192)
+        path.write_bytes(data)
+    return photos_and_broken
+
+
+def test_standard_error_and_output_hold_json_only_whoever_writes(
+    photos_and_damaged_tiffs: Path, tmp_path: Path
+) -> None:
+    result = label(
+        photos_and_damaged_tiffs,
+        tmp_path / "first",
+        *("--log-format", "json", "--method", METHOD, "--max-failed-fraction", "1"),
+        noise="yes",
+    )
+    assert result.returncode == 0, result.stderr
+    lines = objects(result.stderr)
+    foreign = [line["message"] for line in lines if line["logger"] == "stderr"]
+    assert {line["run"] for line in lines} == {"first"}
+    assert foreign.count("native code\x1b[1m says") == 1
+    assert foreign.count("a child process says") == 1
+    assert foreign.count("Python says") == 1
+    assert [message for message in foreign if message.startswith("downloading")] == [
+        f"downloading {percent} %" for percent in (0, 50, 100)
+    ]
+    assert any("careless" in line["message"] for line in lines if line["logger"] == "py.warnings")
+    assert json.loads(result.stdout)["statuses"] == {"ok": 7, "corrupt": 3}
+
+
+def test_the_last_words_of_a_process_that_crashes_are_json_too() -> None:
+    code = """
+import ctypes, faulthandler, logging
+from ovss_ray.run.logs import LogSettings, configure_logging
+configure_logging(LogSettings(logging.INFO, "json", {"run": "first"}))
+faulthandler.enable()
+logging.getLogger("ovss_ray").info("before")
+ctypes.string_at(0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode < 0
+    lines = objects(result.stderr)
+    assert [line["message"] for line in lines][:1] == ["before"]
+    assert "Fatal Python error: Segmentation fault" in [line["message"] for line in lines]
+    assert {line["run"] for line in lines} == {"first"}
 
 
 def test_the_error_that_ends_a_run_is_json_too(photos_and_broken: Path, tmp_path: Path) -> None:
