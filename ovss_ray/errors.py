@@ -55,6 +55,10 @@ class WeightsError(OvssError):
     exit_code = 3
 
 
+class MeaninglessLabelsWarning(UserWarning):
+    """A model that says nothing of some or all classes: random weights, or the demo's model with one's own classes."""
+
+
 class RunMismatchError(OvssError):
     """A run directory that belongs to other settings than those asked for."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ import torch
 from ovss_ray.choose.candidates import SettledCandidate
 from ovss_ray.choose.judge import Judge
 from ovss_ray.choose.loading import Batch, Setting, load_batches
-from ovss_ray.errors import RunFailedError
+from ovss_ray.errors import MeaninglessLabelsWarning, RunFailedError
 from ovss_ray.run.manifest import ManifestRow
 from ovss_ray.run.memory import is_device_lost, is_out_of_memory
 from ovss_ray.run.prefetch import Image, LoadedImage
@@ -103,7 +104,9 @@ def assess(setting: Setting, candidate: SettledCandidate, sample: Sequence[Sampl
         trust_weights=spec.trust_weights,
         **candidate.settings,
     )
-    text = segmenter.encode_vocabulary(setting.vocabulary)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MeaninglessLabelsWarning)  # said once for all candidates
+        text = segmenter.encode_vocabulary(setting.vocabulary)
     judge = _load_judge(setting)
     segmenter.segment([_WARM_UP], text)
     classes = {image.row.image_id: image.classes for image in sample}

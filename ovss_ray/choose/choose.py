@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from ovss_ray.run.manifest import ManifestRow
 from ovss_ray.segmenters.registry import get_method
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
+
+log = logging.getLogger(__name__)
 
 CLASS_THRESHOLD = 0.05
 _IMAGES_PER_BLOCK = 16  # of tars and Parquet files, where images that are far apart cost more
@@ -158,6 +161,8 @@ def _settle(spec: JobSpec, question: Question) -> tuple[ResolvedSpec, dict[str, 
         found = SettledCandidate.of(candidate, resolved.spec.settings, resolved.label_settings)
         settled.setdefault(found.key, found)
     assert resolved is not None
+    for warning in resolved.warnings:
+        log.warning("%s", warning)
     foreground = resolved.vocabulary.num_classes - (resolved.vocabulary.background is not None)
     if foreground < FEWEST_CLASSES:
         raise SettingError(

@@ -29,6 +29,8 @@ def print_summary(summary: RunSummary) -> None:
     if summary.failed:
         say(f"{summary.failed:,} {'image has' if summary.failed == 1 else 'images have'} a reason instead of labels:")
         say_failures(summary.failures, summary.failure_kinds)
+    for warning in summary.warnings:
+        say(f"Warning: {warning}")
     say(f"Look into it: ovss-ray status {shlex.quote(summary.run)}, or in Python:")
     say(f'  ovss_ray.open_run({summary.run!r}).sql("SELECT class_name, count(*) FROM segments GROUP BY ALL")')
 

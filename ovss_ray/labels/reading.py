@@ -78,6 +78,7 @@ class Run:
         uri: the run directory as it was given.
         job: the resolved settings of the run.
         fingerprint: SHA-256 over everything that changes the labels.
+        warnings: why labels mean nothing, for a run with random weights, or with the demo's model and other classes.
         vocabulary: the classes.
         additions: images added later or labelled again, oldest first.
         manifest: the images and how they divide into shards, those of the additions included.
@@ -95,6 +96,7 @@ class Run:
         self.uri = uri
         self.job: dict[str, Any] = record.job
         self.fingerprint = record.fingerprint
+        self.warnings = record.warnings
         self.vocabulary = Vocabulary.from_json(json.dumps(record.vocabulary))
         self._planned = planned
         self._fs = fs

@@ -19,6 +19,7 @@ class RunRecord(BaseModel):
     fingerprint: str
     job: dict[str, Any]
     vocabulary: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def parse_record(stored: bytes, uri: str) -> tuple[RunRecord, Manifest]:

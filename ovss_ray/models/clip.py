@@ -97,7 +97,6 @@ def load_clip(
     model = _build(source)
     tower(model.visual, source.name)  # refuses what the configuration does not tell before a large file is read
     if path is None:
-        _log.warning("%s has random weights: good for timing, but its labels mean nothing", source.name)
         digest = f"random:{source.seed}"
     else:
         load_weights(model, source, path, trusted=trust_weights)

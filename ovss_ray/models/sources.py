@@ -13,6 +13,7 @@ import open_clip
 from open_clip import pretrained as open_clip_weights
 
 from ovss_ray.errors import WeightsError, nearest
+from ovss_ray.models.hub import NotHereError, hub_file
 from ovss_ray.models.tower import DenseTower, TowerShape
 from ovss_ray.models.vision import VisionTower
 
@@ -30,8 +31,8 @@ _FRIENDLY = {
     "ViT-L/14-336": "ViT-L-14-336",
     "ViT-L/14@336px": "ViT-L-14-336",
 }
-_DEMO_FOLDER = Path(str(resources.files("ovss_ray"))) / "demo" / "clip"
-_DEMO_WEIGHTS = _DEMO_FOLDER / f"{DEMO_ARCHITECTURE}.safetensors"
+DEMO_FOLDER = Path(str(resources.files("ovss_ray"))) / "demo" / "clip"
+_DEMO_WEIGHTS = DEMO_FOLDER / f"{DEMO_ARCHITECTURE}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,29 @@ def weight_file(source: ClipSource) -> Path | None:
     """The local weight file of a source, None for random weights; raises `WeightsError` if it cannot be had."""
     if source.tag is None:
         return source.path
+    config = tag_config(source.architecture, source.tag)
     try:
-        return Path(open_clip_weights.download_pretrained(tag_config(source.architecture, source.tag)))
-    except Exception as error:  # hub, network and file errors of any library underneath
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"the weights {source.name} are not in the cache and cannot be downloaded ({reason}); "
-            f"give a file instead: '{source.architecture}//path/to/weights'"
-        ) from None
+        if config.get("hf_hub"):
+            return hub_file(*_place_on_hub(str(config["hf_hub"])))
+        return Path(open_clip_weights.download_pretrained(config))
+    except NotHereError as error:
+        reason, url = str(error), error.url
+    except Exception as error:  # network and file errors of any library underneath
+        reason, url = (str(error).splitlines() or [type(error).__name__])[0], str(config.get("url", ""))
+    name = url.rsplit("/", 1)[-1]
+    raise WeightsError(
+        f"the weights {source.name} are not on this machine and cannot be downloaded: {reason}; get {url} where there "
+        f"is a network, put it where every worker can read it, and give --clip {source.architecture}//path/to/{name}"
+    )
+
+
+def _place_on_hub(place: str) -> tuple[str, tuple[str, ...]]:
+    """Repository and file names of "organisation/name/" or "organisation/name/file", the safe format first."""
+    repository, _, name = place.rpartition("/")
+    if not name:
+        return repository, WEIGHT_NAMES
+    stem, dot, extension = name.rpartition(".")
+    return repository, (f"{stem}.safetensors", name) if dot and extension in ("bin", "pth") else (name,)
 
 
 def file_digest(path: Path) -> str:
@@ -187,7 +203,7 @@ def tower_shape(architecture: str, tower: type[DenseTower] = VisionTower) -> Tow
 def register_demo() -> None:
     """Makes the package's own architecture known to open_clip; doing so twice changes nothing."""
     if DEMO_ARCHITECTURE not in open_clip.list_models():
-        open_clip.add_model_config(_DEMO_FOLDER / f"{DEMO_ARCHITECTURE}.json")
+        open_clip.add_model_config(DEMO_FOLDER / f"{DEMO_ARCHITECTURE}.json")
 
 
 def sibling(architecture: str) -> str:

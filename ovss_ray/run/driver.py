@@ -101,6 +101,8 @@ def run_job(spec: JobSpec, *, reporter: Reporter | None = None, vocabulary: Voca
 
 def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> RunSummary:
     resolved = resolve(spec, vocabulary)
+    for warning in resolved.warnings:
+        log.warning("%s", warning)
     directory = RunDirectory(resolved.spec.run, spec.storage_options)
     record = directory.read_json(RUN_FILE)
     if record is not None:

@@ -43,12 +43,14 @@ class ResolvedSpec:
         vocabulary: the classes.
         weights_digest: SHA-256 of the weights.
         label_settings: those settings of the method that change labels.
+        warnings: what the user should know about the labels before any is made; kept in `run.json`.
     """
 
     spec: JobSpec
     vocabulary: Vocabulary
     weights_digest: str
     label_settings: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def resolve(spec: JobSpec, vocabulary: Vocabulary | None = None) -> ResolvedSpec
 
 
 def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
+    from ovss_ray.models.cautions import caution
     from ovss_ray.models.clip import check_weights
     from ovss_ray.models.sources import resolve_weights, tower_shape
     from ovss_ray.models.text import check_query_lengths
@@ -133,7 +136,14 @@ def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
         places = {name: getattr(spec.evaluate, name) for name in ("root", "ground_truth")}
         absolute = {name: _absolute(place) for name, place in places.items() if place is not None}
         updates["evaluate"] = spec.evaluate.model_copy(update=absolute)
-    return ResolvedSpec(spec.model_copy(update=updates), vocabulary, weights.digest, settings.label_settings())
+    doubt = caution(weights, vocabulary)
+    return ResolvedSpec(
+        spec.model_copy(update=updates),
+        vocabulary,
+        weights.digest,
+        settings.label_settings(),
+        () if doubt is None else (doubt,),
+    )
 
 
 def _absolute(source: str) -> str:
@@ -197,6 +207,7 @@ def run_record(resolved: ResolvedSpec, manifest: Manifest, *, created_at: str) -
         "package_version": __version__,
         "fingerprint": fingerprint(fields),
         "identity": fields,
+        "warnings": list(resolved.warnings),
         "job": {**job, "shard_size": manifest.shard_size},
         "vocabulary": json.loads(resolved.vocabulary.to_json()),
         "manifest": manifest.to_json(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from statistics import median
 from typing import Any, Literal
@@ -43,6 +43,7 @@ class RunSummary:
             workers_limited_to (the fewest workers that were kept for want of memory; else None); None if there was
             nothing to do.
         failure_kinds: how many kinds of reasons there are, those of `failures` included.
+        warnings: what was said about the labels before the run began, as that they mean nothing.
     """
 
     run: str
@@ -52,6 +53,7 @@ class RunSummary:
     failures: list[dict[str, Any]]
     session: dict[str, Any] | None
     failure_kinds: int = 0
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def labelled(self) -> int:
@@ -77,7 +79,7 @@ def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progr
         if stored is not None and stored["shards"] == manifest.shards:  # else the run has grown since
             return RunSummary(**{**stored, "run": directory.uri})
     with open_run(directory.uri, directory.storage_options) as run:
-        outcomes = run.outcomes()
+        outcomes, warnings = run.outcomes(), list(run.warnings)
         is_complete = len(run.shards_done()) == manifest.shards
     summary = RunSummary(
         run=directory.uri,
@@ -87,6 +89,7 @@ def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progr
         failures=_top_reasons(outcomes),
         session=None if session is None else _session(session),
         failure_kinds=len(outcomes.failures),
+        warnings=warnings,
     )
     if is_complete:
         directory.replace(SUMMARY_FILE, json.dumps(asdict(summary), indent=1, ensure_ascii=False).encode())

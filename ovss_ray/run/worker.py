@@ -19,7 +19,7 @@ from concurrent.futures import Future
 import numpy as np
 import torch
 
-from ovss_ray.errors import ImageError, RunFailedError, WeightsError
+from ovss_ray.errors import ImageError, MeaninglessLabelsWarning, RunFailedError, WeightsError
 from ovss_ray.images.fetching import Fetcher
 from ovss_ray.labels.layout import RUN_FILE, shard_name
 from ovss_ray.labels.shard import ImageRow, encode_shard, failed_row, read_shard_metadata, summarise
@@ -119,7 +119,9 @@ class Worker:
 
     def encode_text(self) -> TextEmbeddings:
         """Encode the run's vocabulary with this worker's text tower."""
-        return self._segmenter.encode_vocabulary(self._job.vocabulary)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MeaninglessLabelsWarning)  # the driver has said it, once for all workers
+            return self._segmenter.encode_vocabulary(self._job.vocabulary)
 
     def begin(self, text: TextEmbeddings, batch_limits: Mapping[Shape, int]) -> None:
         """Take the encoded vocabulary, and the micro-batch sizes that others found to fit; shards may follow.

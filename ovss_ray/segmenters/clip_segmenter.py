@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Generic, Literal, cast
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image as PillowImage
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ovss_ray.errors import MeaninglessLabelsWarning
+from ovss_ray.models.cautions import caution
 from ovss_ray.models.clip import ClipModel, load_clip, resolve_device, resolve_dtype
 from ovss_ray.models.vision import TowerT
 from ovss_ray.ops.labelling import LabelledPixels
@@ -60,6 +63,9 @@ class ClipSegmenter(Segmenter, Generic[TowerT]):
     @torch.inference_mode()
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:
         self.settings.check_vocabulary(vocabulary)
+        doubt = caution(self.clip.weights, vocabulary)
+        if doubt is not None:
+            warnings.warn(doubt, MeaninglessLabelsWarning, stacklevel=2)
         self.clip.text.check_lengths(self.settings.with_all_texts(vocabulary))
         embeddings = self.clip.text.encode(vocabulary.queries, vocabulary.templates)
         return TextEmbeddings(

@@ -148,20 +148,8 @@ def test_a_pickle_with_code_in_it_is_not_opened(folder: Path) -> None:
         load_clip(f"tiny-ViT//{folder / 'w.pt'}", CPU, torch.float32)
 
 
-def test_a_tag_without_network_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from open_clip import pretrained
-
-    def offline(*args: object, **kwargs: object) -> str:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(pretrained, "download_pretrained", offline)
-    message = r"cannot be downloaded \(no route to host\); give a file instead: 'ViT-B-16"
-    with pytest.raises(WeightsError, match=message):
-        resolve_weights("ViT-B-16-quickgelu/openai")
-
-
 def test_random_weights_repeat_with_their_seed_and_leave_the_generator_alone(
-    tiny_architectures: tuple[str, str], caplog: pytest.LogCaptureFixture
+    tiny_architectures: tuple[str, str],
 ) -> None:
     name, _ = tiny_architectures
     torch.manual_seed(5)
@@ -171,7 +159,6 @@ def test_random_weights_repeat_with_their_seed_and_leave_the_generator_alone(
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(first, class_embedding(f"{name}/random:1"))
     assert not torch.equal(first, class_embedding(f"{name}/random:2"))
-    assert "has random weights" in caplog.text
 
 
 def with_another_block(model: open_clip.CLIP) -> open_clip.CLIP:
