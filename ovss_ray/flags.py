@@ -25,7 +25,7 @@ JOB_FLAGS: Panels = {
     "Engine": ("engine", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker", "batch_size",
                "fetch_concurrency", "fetch_attempts", "fetch_timeout_s", "prefetch_mib", "decode_threads",
                "max_shard_attempts", "batch_timeout_s", "max_failed_fraction", "log_format"),
-    "Stores": ("storage_options",),
+    "Stores": ("allow_schemes", "allow_hosts", "storage_options"),
 }  # fmt: skip
 """The fields of `JobSpec` as flags, by the panel of the help text that shows them."""
 

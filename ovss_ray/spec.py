@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ovss_ray.errors import SettingError, explain_invalid, nearest
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
 from ovss_ray.images.listing import DEFAULT_EXTENSIONS
+from ovss_ray.images.reach import check_hosts, check_schemes
 from ovss_ray.images.splits import DEFAULT_SPLIT, BenchmarkSplit
 from ovss_ray.parsing import load_yaml
 from ovss_ray.segmenters.protocols import load_protocol
@@ -220,6 +221,16 @@ class JobSpec(BaseModel):
     log_format: LogFormat = Field(
         default="text", description="Log lines of driver and workers: text, or json (one object a line)."
     )
+    allow_schemes: tuple[str, ...] | None = Field(
+        default=None,
+        description="Protocols that addresses in a list may have: s3,https,file. By default any for a list on the "
+        "local disk; for one in a bucket or on a web server its own, and http(s) of public hosts.",
+    )
+    allow_hosts: tuple[str, ...] | None = Field(
+        default=None,
+        description="Hosts that are not public and may be asked nevertheless: names, addresses, networks, * for all: "
+        "images.corp,10.1.0.0/16. By default any that a list on the local disk names.",
+    )
     storage_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         repr=False,  # they may hold secrets
@@ -278,7 +289,17 @@ class JobSpec(BaseModel):
             raise ValueError("must not be negative, or auto")
         return value
 
-    @field_validator("keep_columns", mode="before")
+    @field_validator("allow_schemes")
+    @classmethod
+    def _know_schemes(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else check_schemes(value)
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else check_hosts(value)
+
+    @field_validator("keep_columns", "allow_schemes", "allow_hosts", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         names = value.split(",") if isinstance(value, str) else value

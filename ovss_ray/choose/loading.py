@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ovss_ray.images.fetching import Fetcher
+from ovss_ray.images.splits import reach_of
 from ovss_ray.run.logs import ContextThreadPool
 from ovss_ray.run.manifest import ManifestRow
 from ovss_ray.run.prefetch import Image, ImageLoader, LoadedImage, Prefetcher, micro_batches
@@ -49,7 +50,15 @@ def load_batches(setting: Setting, rows: Sequence[ManifestRow]) -> Iterator[tupl
         connections=spec.fetch_concurrency,
     )
     pool = ContextThreadPool(spec.fetch_concurrency, thread_name_prefix="load")
-    loader = ImageLoader(fetcher, pool, decode_threads=setting.threads, max_pixels=spec.max_pixels, stats=WorkerStats())
+    reach = reach_of(spec.input, spec.allow_schemes, spec.allow_hosts)
+    loader = ImageLoader(
+        fetcher,
+        pool,
+        decode_threads=setting.threads,
+        max_pixels=spec.max_pixels,
+        stats=WorkerStats(),
+        reach_of=lambda _: reach,
+    )
     budget = spec.prefetch_mib * 2**20
     ahead = Prefetcher(list(rows), loader, max_in_flight=spec.fetch_concurrency, max_bytes=budget)
     failed: list[LoadedImage] = []

@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from ovss_ray.errors import InputError
 from ovss_ray.images.explaining import listing, no_byte_ranges
 from ovss_ray.images.inventory import CurrentObjects, Inventory, open_inventory_file, parse_inventory
 from ovss_ray.images.kept_columns import check_columns, to_json
 from ovss_ray.images.list_files import find_columns, read_rows
 from ovss_ray.images.members import check_container, tar_uri
 from ovss_ray.images.parquet_images import find_image_column, row_images
+from ovss_ray.images.reach import USERS_WORD, Reach
 from ovss_ray.images.references import ImageRef, Wanted, extension_of
 from ovss_ray.images.stores import StorageOptions, is_local, open_store, protocol_of
 from ovss_ray.images.tables import Table, list_format, open_parquet, open_text_table
@@ -44,6 +46,12 @@ class OtherFiles:
     def __init__(self) -> None:
         self._lock = Lock()
         self._counts: Counter[str] = Counter()
+        self.hidden = 0
+
+    def add_hidden(self) -> None:
+        """Count a member of a tar that is left out for its name, whatever it is."""
+        with self._lock:
+            self.hidden += 1
 
     def add(self, name: str) -> None:
         """Count a file."""
@@ -80,10 +88,18 @@ class ContainerReader:
         wanted: what counts as an image, and what is kept.
         storage_options: see `open_store`.
         other_files: counts what is left out.
+        reach: which containers an inventory may name.
     """
 
-    def __init__(self, wanted: Wanted, storage_options: StorageOptions | None, other_files: OtherFiles) -> None:
+    def __init__(
+        self,
+        wanted: Wanted,
+        storage_options: StorageOptions | None,
+        other_files: OtherFiles,
+        reach: Reach = USERS_WORD,
+    ) -> None:
         self._wanted = wanted
+        self._reach = reach
         self._storage_options = storage_options
         self._other_files = other_files
 
@@ -94,7 +110,7 @@ class ContainerReader:
             InputError: the file cannot be read, or not to its end; after everything before.
         """
         with listing(container.uri):
-            fs, path = open_store(container.uri, self._storage_options)
+            fs, path = self._open(container.uri)
             name = path_in(container.uri, path)
             if is_tar(name):
                 yield from self._tar(fs, path, container)
@@ -107,6 +123,12 @@ class ContainerReader:
                 with open_text_table(fs, path, container.uri, kind=kind) as table:
                     yield from self._rows(table, container.uri)
 
+    def _open(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        refusal = self._reach.refusal(uri)
+        if refusal is not None:
+            raise InputError(f"{uri} is not opened: {refusal}")
+        return open_store(uri, self._storage_options, self._reach)
+
     def _tar(self, fs: fsspec.AbstractFileSystem, path: str, container: Container) -> Iterator[ImageRef]:
         check_container(container.uri)
         buffered = {} if is_local(container.uri) else {"block_size": READ_AHEAD, "cache_type": "readahead"}
@@ -114,7 +136,7 @@ class ContainerReader:
             size_bytes = file.seek(0, io.SEEK_END)
             etag = container.etag or _etag(fs, path)
             found = tar_members(file, size_bytes, container.uri, wanted=self._wanted.is_image)
-            members = (member for member in found if not is_hidden(member.name))
+            members = (member for member in found if not self._is_hidden(member))
             if self._wanted.keep_columns:
                 yield from self._samples(file, members, container.uri, etag)
                 return
@@ -123,6 +145,12 @@ class ContainerReader:
                     yield _tar_image(member, container.uri, etag, None)
                 else:
                     self._other_files.add(member.name)
+
+    def _is_hidden(self, member: TarMember) -> bool:
+        hidden = is_hidden(member.name)
+        if hidden and self._wanted.is_image(member.name):
+            self._other_files.add_hidden()
+        return hidden
 
     def _samples(
         self, file: BinaryIO, members: Iterator[TarMember], source: str, etag: str | None
@@ -162,7 +190,7 @@ class ContainerReader:
     def _inventory(self, inventory: Inventory) -> Iterator[ImageRef | Container]:
         for uri in inventory.files:
             with listing(uri):
-                fs, path = open_store(uri, self._storage_options)
+                fs, path = self._open(uri)
                 with open_inventory_file(fs, path, uri, inventory) as table:
                     yield from self._rows(CurrentObjects(table, inventory), uri)
 

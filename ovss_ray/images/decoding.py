@@ -127,7 +127,7 @@ def _why_no_image(kind: str | None, data: bytes) -> tuple[str, str]:
         return "unsupported", f"{kind}; only {', '.join(_PLUGINS)} are read"
     if not any(data[:4096]):
         return "corrupt", f"{len(data)} bytes that begin with zeros only; no image"
-    return "unsupported", f"not an image: begins with {data[:8].hex(' ')}"
+    return "unsupported", "not an image, nor any other kind of file that is known"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 
+from ovss_ray.images.reach import USERS_WORD, Reach
 from ovss_ray.images.stores import StorageOptions, open_store, protocol_of
 from ovss_ray.version import __version__
 
@@ -20,6 +21,7 @@ def open_bounded(
     requests: int,
     timeout_s: float,
     connections: int = 64,
+    reach: Reach = USERS_WORD,
 ) -> tuple[fsspec.AbstractFileSystem, str]:
     """Open the file system that holds a URI, as `open_store` does, with limits where the options given say nothing.
 
@@ -32,6 +34,7 @@ def open_bounded(
             more, a reply that breaks off or does not come counts double, because two layers of the driver retry.
         timeout_s: limit for connecting and for each read from the connection.
         connections: connections to an S3 store that may be open together.
+        reach: see `open_store`.
 
     Returns:
         The fsspec file system and the path inside it.
@@ -42,7 +45,7 @@ def open_bounded(
         options = {protocol: _s3(storage_options, requests, timeout_s, connections)}
     elif protocol in ("http", "https"):
         options = {protocol: _http(storage_options, timeout_s)}
-    fs, path = open_store(uri, options)
+    fs, path = open_store(uri, options, reach)
     if protocol in ("s3", "s3a"):
         fs.retries = min(requests, 2)  # by s3fs itself, around those of botocore
         _read_times_quickly(fs)

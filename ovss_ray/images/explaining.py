@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from ovss_ray.errors import InputError, OvssError
-from ovss_ray.images.stores import store_failure
+from ovss_ray.images.stores import refused_host, store_failure
 
 
 def nearest_name(path: str) -> str:
@@ -54,6 +54,8 @@ def why_unreadable(source: str, error: Exception) -> str:
     place = getattr(error, "filename", None) or source
     if failure == "not_found":
         return f"{place} does not exist; check the address"
+    if (refusal := refused_host(error)) is not None:
+        return f"{source} is not opened: {refusal}"
     if failure == "forbidden":
         return f"no permission to read {place}; check the rights of this user or its credentials ({detail})"
     if failure == "credentials":

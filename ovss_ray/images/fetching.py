@@ -6,7 +6,9 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,21 +20,26 @@ from ovss_ray.images.backoff import try_often
 from ovss_ray.images.drivers import call_within, open_bounded
 from ovss_ray.images.list_files import resolver
 from ovss_ray.images.members import Member, split_member
+from ovss_ray.images.reach import USERS_WORD, Reach
 from ovss_ray.images.row_groups import RangeFile, RowGroups
 from ovss_ray.images.stores import (
     StorageOptions,
     StoreFailure,
     TruncatedError,
     is_local,
+    is_redirect_astray,
     local_path,
     protocol_of,
     store_failure,
+    why_failed,
 )
 from ovss_ray.images.tars import BLOCK, is_header_of
 from ovss_ray.images.window import Reply, RequestWindow
 
 _STORES_REMEMBERED = 1024  # lists of web addresses name any number of hosts
 _REPLIES: dict[StoreFailure, Reply] = {"throttled": "throttled", "not_found": "good", "forbidden": "good"}
+# What the image that this thread fetches may be read from.
+_REACH: ContextVar[Reach] = ContextVar("reach", default=USERS_WORD)
 
 
 class Fetcher:
@@ -79,13 +86,16 @@ class Fetcher:
         self._on_retry = on_retry
         self._open_stores()
 
-    def fetch(self, uri: str, size_bytes: int | None = None, offset: int | None = None) -> bytes:
+    def fetch(
+        self, uri: str, size_bytes: int | None = None, offset: int | None = None, *, reach: Reach = USERS_WORD
+    ) -> bytes:
         """Read one image whole.
 
         Args:
             uri: as in `ImageRef.uri`.
             size_bytes: its size by the manifest; fewer bytes count as a broken transfer and are asked for again.
             offset: as in `ImageRef.offset`; images inside a file need it, and those in tars their size too.
+            reach: what the address may lead to; `forbidden` where it leads elsewhere.
 
         Raises:
             ImageError: `not_found`, `forbidden`, `too_large` (over `max_bytes`), or `fetch_failed` after the last
@@ -96,25 +106,28 @@ class Fetcher:
         if size_bytes is not None:
             self._check_size(size_bytes)
         try:
-            return try_often(
-                lambda: self._read_image(uri, size_bytes, offset),
-                attempts=self.attempts,
-                is_final=_is_final,
-                sleep=self._sleep,
-                on_retry=self._count_retry,
-            )
+            with _under(reach):
+                return try_often(
+                    lambda: self._read_image(uri, size_bytes, offset),
+                    attempts=self.attempts,
+                    is_final=_is_final,
+                    sleep=self._sleep,
+                    on_retry=self._count_retry,
+                )
         except ImageError:
             raise
-        except (SettingError, ValueError) as error:  # an address that no attempt can make valid
-            raise ImageError("fetch_failed", f"not a usable address: {error}") from error
         except Exception as error:
+            if is_redirect_astray(error):
+                raise ImageError("fetch_failed", why_failed(error)) from error
+            if isinstance(error, (SettingError, ValueError)):  # an address that no attempt can make valid
+                raise ImageError("fetch_failed", f"not a usable address: {error}") from error
             failure = store_failure(error)
             if failure == "not_found":
-                raise ImageError("not_found", _describe(error, "there is no such file")) from error
+                raise ImageError("not_found", why_failed(error)) from error
             if failure == "forbidden":
-                raise ImageError("forbidden", _describe(error, "no permission")) from error
-            reason = _describe(error, type(error).__name__)
-            raise ImageError("fetch_failed", f"{reason} (attempt {self.attempts} of {self.attempts})") from error
+                raise ImageError("forbidden", why_failed(error)) from error
+            tried = f"(attempt {self.attempts} of {self.attempts})"
+            raise ImageError("fetch_failed", f"{why_failed(error)} {tried}") from error
 
     def _count_retry(self, failure: StoreFailure, _: Exception) -> None:
         if self._on_retry is not None:
@@ -146,16 +159,24 @@ class Fetcher:
         return self._read_in_turn(resolver(member.file)(cell.path), None)
 
     def _open_parquet(self, uri: str) -> Callable[[], Any]:
+        _check_reach(uri)
         if is_local(uri):
             return lambda: open(local_path(uri), "rb")
         fs = self._store(uri)
         size_bytes = call_within(fs, self.timeout_s, "info", fs._strip_protocol(uri)).get("size")
         if size_bytes is None:
             raise ImageError("fetch_failed", "the server does not tell the size of the Parquet file")
-        return lambda: RangeFile(lambda start, end: self._read_in_turn(uri, end - start, start), size_bytes)
+        reach = _REACH.get()
+
+        def read_range(start: int, end: int) -> bytes:  # called by threads of pyarrow's, too
+            with _under(reach):
+                return self._read_in_turn(uri, end - start, start)
+
+        return lambda: RangeFile(read_range, size_bytes)
 
     def _read_in_turn(self, uri: str, size_bytes: int | None, start: int | None = None) -> bytes:
         """Read once the store's window has room; waiting there is no part of the time limit."""
+        _check_reach(uri)
         if is_local(uri):
             return self._read(uri, size_bytes, start)
         window = self._window(protocol_of(uri), urlsplit(uri).netloc)
@@ -183,6 +204,8 @@ class Fetcher:
 
     def _read_local(self, path: str, start: int | None, end: int | None) -> bytes:
         status = os.stat(path)  # noqa: PTH116
+        if stat.S_ISDIR(status.st_mode):
+            os.scandir(path).close()  # a folder that could not be listed says why
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             raise ImageError("not_found", "there is no file of this name, but a folder or device")
         with open(path, "rb") as file:
@@ -205,11 +228,18 @@ class Fetcher:
         """The file system of a URI: opened once, then shared by all threads."""
         protocol = protocol_of(uri)
         # Azure addresses name the account, which is part of the connection.
-        key = (protocol, urlsplit(uri).netloc if protocol in ("az", "abfs", "abfss") else "")
+        reach = _REACH.get()
+        account = urlsplit(uri).netloc if protocol in ("az", "abfs", "abfss") else ""
+        key = (protocol, account, reach if protocol in ("http", "https") else None)
         with self._lock:
             if key not in self._stores:
                 self._stores[key], _ = open_bounded(
-                    uri, self.storage_options, requests=1, timeout_s=self.timeout_s, connections=self.connections
+                    uri,
+                    self.storage_options,
+                    requests=1,
+                    timeout_s=self.timeout_s,
+                    connections=self.connections,
+                    reach=reach,
                 )
             return self._stores[key]
 
@@ -219,7 +249,7 @@ class Fetcher:
 
     def _open_stores(self) -> None:
         self._lock = threading.Lock()
-        self._stores: dict[tuple[str, str], fsspec.AbstractFileSystem] = {}
+        self._stores: dict[tuple[str, str, Reach | None], fsspec.AbstractFileSystem] = {}
         self._row_groups = RowGroups(self._open_parquet)
         self._windows = lru_cache(_STORES_REMEMBERED)(lambda _protocol, _host: RequestWindow(self.connections))
 
@@ -233,16 +263,23 @@ class Fetcher:
         self._open_stores()
 
 
+@contextmanager
+def _under(reach: Reach) -> Iterator[None]:
+    token = _REACH.set(reach)
+    try:
+        yield
+    finally:
+        _REACH.reset(token)
+
+
+def _check_reach(uri: str) -> None:
+    refusal = _REACH.get().refusal(uri)
+    if refusal is not None:
+        raise ImageError("forbidden", refusal)
+
+
 def _is_final(error: Exception) -> bool:
     """Whether another attempt is pointless: the reason is in the image or its address, not in the way there."""
-    return isinstance(error, (ImageError, SettingError, ValueError)) or store_failure(error) in (
-        "not_found",
-        "forbidden",
-    )
-
-
-def _describe(error: Exception, without_text: str) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else without_text
+    if isinstance(error, (ImageError, SettingError, ValueError)) or is_redirect_astray(error):
+        return True
+    return store_failure(error) in ("not_found", "forbidden")

@@ -29,21 +29,25 @@ def to_json(names: Sequence[str], values: Sequence[Any], source: str) -> str:
     """The kept values of one image as a JSON object.
 
     Numbers, text, truth values, lists and objects stay what they are; dates and times become ISO 8601 text; numbers
-    that JSON does not know (NaN, infinities) become null.
+    that JSON does not know (NaN, infinities) become null. In text, "?" stands for each byte that is not UTF-8.
 
     Raises:
         InputError: a value that JSON cannot hold, such as bytes.
     """
     record = dict(zip(names, values, strict=True))
     try:
-        return _dump(record)
+        return _storable(_dump(record))
     except ValueError:  # NaN is rare, so it is looked for only where JSON has refused it
-        return _dump(_finite(record))
+        return _storable(_dump(_finite(record)))
     except TypeError as error:
         name = next(name for name, value in record.items() if not _fits(value))
         raise InputError(
             f"column {name!r} of {source} cannot be kept: {error}; leave it out of keep_columns"
         ) from error
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _dump(value: Any) -> str:

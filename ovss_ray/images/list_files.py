@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from ovss_ray.errors import InputError
+from ovss_ray.images.addresses import storable
 from ovss_ray.images.kept_columns import check_columns, to_json
 from ovss_ray.images.references import ImageRef, Wanted
 from ovss_ray.images.stores import is_local, local_path, protocol_of
@@ -131,4 +132,4 @@ def _count(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str | None:
-    return value.strip().strip('"') or None if isinstance(value, str) else None
+    return storable(value.strip().strip('"')) or None if isinstance(value, str) else None

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -14,10 +15,13 @@ from urllib.parse import urlsplit
 
 from ovss_ray.errors import InputError, SettingError
 from ovss_ray.images import explaining
+from ovss_ray.images.addresses import storable
 from ovss_ray.images.containers import Container, ContainerReader, OtherFiles, is_hidden, path_in
 from ovss_ray.images.drivers import open_bounded
 from ovss_ray.images.globs import GlobPattern, expand_braces, has_magic, is_enumeration
+from ovss_ray.images.members import file_of
 from ovss_ray.images.parallel import flat_map_ordered
+from ovss_ray.images.reach import Reach
 from ovss_ray.images.references import ImageRef, Wanted, extension_of
 from ovss_ray.images.s3_listing import walk_s3
 from ovss_ray.images.stores import StorageOptions, is_local, local_path, open_store, protocol_of
@@ -31,6 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 DEFAULT_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
 
+_ADDRESSES_LOOKED_AT = 1000
 _LISTING_ATTEMPTS, _LISTING_TIMEOUT_S = 5, 30.0
 
 
@@ -45,6 +50,7 @@ def list_images(
     keep_columns: Iterable[str] = (),
     storage_options: StorageOptions | None = None,
     without: str | None = None,
+    reach: Reach | None = None,
 ) -> Iterator[ImageRef]:
     """List images in a fixed order and in memory that does not grow with their number.
 
@@ -63,14 +69,16 @@ def list_images(
         keep_columns: columns of lists and Parquet files, or fields of WebDataset samples, for `ImageRef.extra`.
         storage_options: see `open_store`.
         without: a folder that is left out where it lies inside the source: a run directory among its images.
+        reach: what addresses in the source may lead to; by default what its place allows (docs/security.md). Single
+            addresses that are not allowed are listed all the same, and refused where they are read.
 
     Returns:
         An iterator of `ImageRef`. Names that begin with a dot are skipped. Folders come depth-first and sorted, with
         the contents of tars and of Parquet files with images in their place. Duplicates in lists are kept.
 
     Raises:
-        InputError: nothing is there, no permission, no image, a damaged file; raised at the call where the first image
-            shows it, later where only a later page, file or row does.
+        InputError: nothing is there, no permission, no image, a damaged file, no address that may be read; raised at
+            the call where the first image shows it, later where only a later page, file or row does.
         SettingError: an argument that cannot be used.
     """
     uri = os.fspath(source)
@@ -79,7 +87,7 @@ def list_images(
     if sample is not None and not 0 < sample <= 1:
         raise SettingError(f"sample is {sample}; give the fraction of images to keep, above 0 and at most 1")
     wanted = Wanted.of(extensions, uri_column, image_column, keep_columns)
-    listing = _Listing(uri, wanted, storage_options, without)
+    listing = _Listing(uri, wanted, storage_options, without, reach or Reach(uri))
     refs = listing.sampled(sample)
     first = next(refs, None)
     if first is None:
@@ -91,24 +99,54 @@ class _Listing:
     """One pass over a source; counts what it leaves out, so that an empty result can be explained."""
 
     def __init__(
-        self, source: str, wanted: Wanted, storage_options: StorageOptions | None, without: str | None
+        self,
+        source: str,
+        wanted: Wanted,
+        storage_options: StorageOptions | None,
+        without: str | None,
+        reach: Reach,
     ) -> None:
         self._source = source
         self._wanted = wanted
         self._storage_options = storage_options
         self._without = without
         self._other_files = OtherFiles()
-        self._reader = ContainerReader(wanted, storage_options, self._other_files)
+        self._reach = reach
+        self._reader = ContainerReader(wanted, storage_options, self._other_files, reach)
         self._images = 0
-        self._fs, self._path = open_store(source, storage_options)
+        self._fs, self._path = open_store(source, storage_options, reach)
 
     def sampled(self, sample: float | None) -> Iterator[ImageRef]:
         with explaining.listing(self._source):
-            for ref in self._opened(self._found()):
+            for ref in self._allowed(self._opened(self._found())):
                 self._images += 1
-                _check_storable(ref.uri)
-                if sample is None or _uniform(ref.uri) < sample:
+                if (uri := storable(ref.uri)) != ref.uri:
+                    ref = replace(ref, uri=uri)
+                if sample is None or _uniform(uri) < sample:
                     yield ref
+        if self._other_files.hidden:
+            _LOG.warning(
+                "%d members of tars are left out: they, or a folder in their name, begin with a dot",
+                self._other_files.hidden,
+            )
+
+    def _allowed(self, refs: Iterator[ImageRef]) -> Iterator[ImageRef]:
+        """All images; but where none of the first thousand may be read, this is no input."""
+        held = []
+        for ref in refs:
+            refusal = self._reach.refusal(file_of(ref.uri))
+            held.append(ref)
+            if refusal is None:
+                break
+            if len(held) == _ADDRESSES_LOOKED_AT:
+                raise self._unreachable(held[0].uri, refusal)
+        else:
+            if held:
+                raise self._unreachable(held[0].uri, refusal or "")
+        return chain(held, refs)
+
+    def _unreachable(self, uri: str, refusal: str) -> InputError:
+        return InputError(f"no image that {self._source} names may be read ({uri} ...): {refusal}")
 
     def _opened(self, found: Iterator[ImageRef | Container]) -> Iterator[ImageRef]:
         """Put the images of containers in their place, several containers at once."""
@@ -236,6 +274,9 @@ class _Listing:
             if _is_hidden(file.relative, pattern) or (pattern and not pattern.matches(file.relative)):
                 continue
             ref = ImageRef(uri_of(file.relative), file.size_bytes, file.etag)
+            if file.unlisted:
+                yield ref
+                continue
             if wants_lists and list_format(file.relative) is not None:
                 yield Container(ref.uri, ref.etag)
             elif (entry := self._reader.classified(file.relative, ref)) is not None:
@@ -289,12 +330,5 @@ def _inside(folder: str | None, base: str) -> str | None:
 
 
 def _uniform(uri: str) -> float:
-    digest = hashlib.blake2b(uri.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    digest = hashlib.blake2b(uri.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2.0**64
-
-
-def _check_storable(uri: str) -> None:
-    try:
-        uri.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the file name {uri!r} is not valid UTF-8 and cannot be stored; rename it") from error

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from ovss_ray.errors import InputError
-
-_CHAIN = "::"
+from ovss_ray.images.addresses import CHAIN, ESCAPED_TAR, TAR, unescaped
 
 
 class Member(NamedTuple):
@@ -23,23 +22,32 @@ class Member(NamedTuple):
 
 def tar_uri(name: str, file: str) -> str:
     """The address of a member of a tar."""
-    return f"tar://{name}{_CHAIN}{file}"
+    return f"{TAR}{name}{CHAIN}{file}"
 
 
 def parquet_uri(column: str, row: int, file: str) -> str:
     """The address of the image in a row of a Parquet file."""
-    return f"parquet://{column}/{row}{_CHAIN}{file}"
+    return f"parquet://{column}/{row}{CHAIN}{file}"
 
 
 def split_member(uri: str) -> Member | None:
     """The file that holds an image, and which of its images it is; None for an image that is a file of its own."""
-    if uri.startswith("tar://") and _CHAIN in uri:
-        name, _, file = uri.removeprefix("tar://").rpartition(_CHAIN)
+    if uri.startswith(TAR) and CHAIN in uri:
+        name, _, file = uri.removeprefix(TAR).rpartition(CHAIN)
         return Member("tar", name, file)
-    if uri.startswith("parquet://") and _CHAIN in uri:
-        cell, _, file = uri.removeprefix("parquet://").rpartition(_CHAIN)
+    if uri.startswith(ESCAPED_TAR) and CHAIN in uri:
+        name, _, file = uri.removeprefix(ESCAPED_TAR).rpartition(CHAIN)
+        return Member("tar", unescaped(name), file)
+    if uri.startswith("parquet://") and CHAIN in uri:
+        cell, _, file = uri.removeprefix("parquet://").rpartition(CHAIN)
         return Member("parquet", cell.rpartition("/")[0], file)
     return None
+
+
+def file_of(uri: str) -> str:
+    """The file that has to be opened for an image: the one that holds it, or its own."""
+    member = split_member(uri)
+    return uri if member is None else member.file
 
 
 def check_container(file: str) -> None:
@@ -48,5 +56,5 @@ def check_container(file: str) -> None:
     Raises:
         InputError: the address holds "::".
     """
-    if _CHAIN in file:
-        raise InputError(f"{file} has '{_CHAIN}' in its name, which separates a member from its file; rename it")
+    if CHAIN in file:
+        raise InputError(f"{file} has '{CHAIN}' in its name, which separates a member from its file; rename it")

@@ -5,9 +5,11 @@ Which files they are is known to `evaluation/ground_truth/benchmarks.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ovss_ray.errors import SettingError
+from ovss_ray.images.reach import Reach
 from ovss_ray.images.stores import is_local, local_path
 
 _PREFIX, _CHAIN = "benchmark://", "::"
@@ -44,3 +46,16 @@ def parse_split(uri: str) -> BenchmarkSplit | None:
     if not benchmark or not chain or not root:
         raise SettingError(f"{uri} names no images; write for example {_PREFIX}voc21/{DEFAULT_SPLIT}{_CHAIN}DATA")
     return BenchmarkSplit(benchmark, split or DEFAULT_SPLIT, root)
+
+
+def reach_of(source: str, schemes: Sequence[str] | None, hosts: Sequence[str] | None) -> Reach:
+    """What the images of an input may be read from: of a split, what a list in its root may name.
+
+    Args:
+        source: the input of a job.
+        schemes: `allow_schemes` of the job.
+        hosts: `allow_hosts` of the job.
+    """
+    split = parse_split(source)
+    place = source if split is None else split.root
+    return Reach(place, None if schemes is None else tuple(schemes), None if hosts is None else tuple(hosts))

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import http
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
-from urllib.parse import unquote
 
 import fsspec
 
 from ovss_ray.errors import InputError, OvssError, SettingError
+from ovss_ray.images.addresses import FAMILIES, PROTOCOLS
+from ovss_ray.images.addresses import is_local as is_local
+from ovss_ray.images.addresses import local_path as local_path
+from ovss_ray.images.addresses import protocol_of as protocol_of
+from ovss_ray.images.guard import GuardedClient, RefusedHostError
+from ovss_ray.images.reach import USERS_WORD, Reach
 from ovss_ray.redaction import hide_options
 
 StorageOptions = Mapping[str, Mapping[str, Any]]
@@ -26,16 +34,6 @@ StoreFailure = Literal[
     "server_error",
     "other",
 ]
-
-# Protocols that mean the same store, and the extra of this package that brings its driver.
-_FAMILIES: tuple[tuple[tuple[str, ...], str | None], ...] = (
-    (("file", "local"), None),
-    (("http", "https"), None),
-    (("s3", "s3a"), "s3"),
-    (("gs", "gcs"), "gcs"),
-    (("az", "abfs", "abfss"), "azure"),
-)
-_KNOWN = tuple(protocol for names, _ in _FAMILIES for protocol in names)
 
 _CREDENTIAL_ERRORS = {
     "NoCredentialsError",
@@ -63,34 +61,30 @@ _TRUNCATION_ERRORS = {
 }
 _TIMEOUT_ERRORS = {"TimeoutError", "ReadTimeoutError", "ServiceResponseTimeoutError", "FSTimeoutError"}
 _DISCONNECTION_ERRORS = {"ConnectionError", "ServerDisconnectedError", "ClientOSError", "ConnectionClosedError"}
+_REDIRECTION_ERRORS = {"TooManyRedirects", "RedirectClientError"}
 # Not every server says "slow down" with status 503 or 429.
 _THROTTLING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
+
+
+_FAILURE_WORDS: dict[StoreFailure, str] = {
+    "not_found": "there is no such file",
+    "forbidden": "no permission",
+    "credentials": "no usable credentials",
+    "unreachable": "the store cannot be reached",
+    "throttled": "the store is too busy to answer",
+    "timeout": "no answer in time",
+    "disconnected": "the server broke the connection",
+    "truncated": "the answer is incomplete",
+    "server_error": "the server failed",
+}
 
 
 class TruncatedError(OSError):
     """Fewer bytes arrived than there are."""
 
 
-def protocol_of(uri: str) -> str:
-    """The protocol of a URI in lower case; "file" for a plain path."""
-    protocol, mark, _ = uri.partition("://")
-    return protocol.lower() if mark else "file"
-
-
-def is_local(uri: str) -> bool:
-    """Whether a URI or path lies on this machine's own file system."""
-    return protocol_of(uri) in ("file", "local")
-
-
-def local_path(uri: str) -> str:
-    """The absolute path of a local URI: `~` is expanded, `file://` is taken off and its %-escapes undone."""
-    if "://" in uri:
-        uri = "/" + unquote(uri.split("://", 1)[1]).partition("/")[2]  # without the host, which is this one
-    return os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111 (pathlib cannot fold "..")
-
-
 def open_store(
-    uri: str | os.PathLike[str], storage_options: StorageOptions | None = None
+    uri: str | os.PathLike[str], storage_options: StorageOptions | None = None, reach: Reach = USERS_WORD
 ) -> tuple[fsspec.AbstractFileSystem, str]:
     """Open the file system that holds a URI.
 
@@ -98,6 +92,7 @@ def open_store(
         uri: a local path (relative, `~`, `file://`) or an s3://, gs://, az://, abfs:// or http(s):// address.
         storage_options: fsspec options by protocol, e.g. `{"s3": {"endpoint_url": "http://minio:9000"}}`; the
             environment (AWS_PROFILE, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS ...) works without them.
+        reach: which internal hosts a web address may lead to; its protocol is checked by whoever has the address.
 
     Returns:
         The fsspec file system and the path inside it; the path of a local file is absolute.
@@ -112,12 +107,14 @@ def open_store(
     options = _options_for(protocol_of(uri), storage_options or {})
     if is_local(uri):
         return fsspec.filesystem("file", **options), local_path(uri)
+    if protocol_of(uri) in ("http", "https"):
+        options = {"get_client": GuardedClient(reach), **options}
     driver = _driver(protocol_of(uri))
     return driver(**{**driver._get_kwargs_from_urls(uri), **options}), str(driver._strip_protocol(uri))
 
 
 def _driver(protocol: str) -> Any:
-    extra = next(extra for names, extra in _FAMILIES if protocol in names)
+    extra = next(extra for names, extra in FAMILIES if protocol in names)
     try:
         return fsspec.get_filesystem_class(protocol)
     except ImportError as error:
@@ -129,15 +126,16 @@ def _driver(protocol: str) -> Any:
 
 def _options_for(protocol: str, storage_options: StorageOptions) -> dict[str, Any]:
     for key, value in storage_options.items():
-        if key not in _KNOWN or not isinstance(value, Mapping):
+        if key not in PROTOCOLS or not isinstance(value, Mapping):
             raise SettingError(
                 f"storage_options[{key!r}] is not a group of options for a protocol; "
-                f'write for example {{"s3": {{{key!r}: ...}}}} (protocols: {", ".join(_KNOWN)})'
+                f'write for example {{"s3": {{{key!r}: ...}}}} (protocols: {", ".join(PROTOCOLS)})'
             )
-    family = next((names for names, _ in _FAMILIES if protocol in names), None)
+    family = next((names for names, _ in FAMILIES if protocol in names), None)
     if family is None:
         raise SettingError(
-            f"unknown protocol {protocol}://; use a local path or one of " + ", ".join(f"{name}://" for name in _KNOWN)
+            f"unknown protocol {protocol}://; use a local path or one of "
+            + ", ".join(f"{name}://" for name in PROTOCOLS)
         )
     return {name: value for alias in family for name, value in storage_options.get(alias, {}).items()}
 
@@ -165,6 +163,41 @@ def http_status(error: BaseException) -> int | None:
         if isinstance(status, int):
             return status
     return None
+
+
+def why_failed(error: BaseException) -> str:
+    """What an exception of any store means, in a few words that hold nothing that a server has sent but its status.
+
+    Whatever a server says may be the content of a file that the address was not meant to reach.
+    """
+    if isinstance(error, OSError) and error.strerror and http_status(error) is None:
+        return error.strerror
+    if is_redirect_astray(error):
+        return "it is redirected without end, or to what is no web address"
+    status = answered_status(error)
+    failure = store_failure(error)
+    if status is not None and failure != "truncated":
+        return f"the server answers {status}{_phrase(status)}"
+    if isinstance(error, (TruncatedError, TimeoutError, asyncio.TimeoutError)) and str(error):
+        return str(error)
+    return f"{_FAILURE_WORDS.get(failure, 'it cannot be read')} ({type(error).__name__})"
+
+
+def refused_host(error: BaseException) -> str | None:
+    """Why the guard of web addresses let an address go no further, if it is that what an exception comes from."""
+    return next((str(cause.strerror) for cause in _causes(error) if isinstance(cause, RefusedHostError)), None)
+
+
+def is_redirect_astray(error: BaseException) -> bool:
+    """Whether a web server redirects without end, or to what is no web address."""
+    return bool({kind.__name__ for kind in type(error).__mro__} & _REDIRECTION_ERRORS)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return f" ({http.HTTPStatus(status).phrase})"
+    except ValueError:
+        return ""
 
 
 def answered_status(error: BaseException) -> int | None:
@@ -223,6 +256,8 @@ def _failure_by_type(error: BaseException) -> StoreFailure | None:
     if names & _CONNECTION_ERRORS:
         return "unreachable"
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return "not_found"
+    if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
         return "not_found"
     if isinstance(error, PermissionError) or (type(error) is OSError and str(error).startswith("Forbidden: ")):  # gcsfs
         return "forbidden"

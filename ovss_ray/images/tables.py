@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import fsspec
 
@@ -73,11 +73,9 @@ def open_text_table(
     try:
         with (
             fs.open(path, "rb", compression="infer", **streamed) as file,
-            io.TextIOWrapper(_buffered(file), encoding="utf-8-sig", newline="") as lines,
+            _text(_buffered(file), source) as lines,
         ):
             yield _Delimited(lines, ",", columns) if columns is not None else _TEXT_TABLES[kind](lines)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source} is not UTF-8 text ({error.reason}); save the list as UTF-8") from error
     except (csv.Error, EOFError) as error:
         raise InputError(f"{source} cannot be read as a list: {error}") from error
 
@@ -99,7 +97,19 @@ def open_parquet(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Itera
         raise InputError(f"{source} cannot be read as Parquet: {error}") from error
 
 
-def _buffered(file: Any) -> BinaryIO:
+def _text(file: io.BufferedReader, source: str) -> io.TextIOWrapper:
+    """The file as text; bytes that are not UTF-8 become lone surrogates, as in the names of files.
+
+    Raises:
+        InputError: it is no text, or in two bytes a character, as some programs save it.
+    """
+    start = file.peek(1024)[:1024]
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+        raise InputError(f"{source} is not UTF-8 text; save the list as UTF-8")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _buffered(file: Any) -> io.BufferedReader:
     """The streams of some drivers lack what a text wrapper asks of a file; all of them can read."""
 
     class Raw(io.RawIOBase):
@@ -223,7 +233,20 @@ class ParquetTable:
         for group in range(self.file.num_row_groups):  # over all of them at once, pyarrow keeps what it has read
             for batch in self.file.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=list(names)):
                 by_name = dict(zip(batch.schema.names, batch.columns, strict=True))
-                yield from zip(*(by_name[name].to_pylist() for name in names), strict=True)
+                yield from zip(*(_values(by_name[name]) for name in names), strict=True)
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of an Arrow array; bytes in texts that are not UTF-8 become lone surrogates."""
+    import pyarrow as pa
+
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        texts = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        stored = texts.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in stored]
+    return values
 
 
 _TEXT_TABLES: dict[str, Any] = {

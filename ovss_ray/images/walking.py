@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -20,18 +21,25 @@ Enter = Callable[[str], bool]
 
 
 class StoredFile(NamedTuple):
-    """A file below the folder that is walked; size and etag where the listing gives them for nothing."""
+    """A file below the folder that is walked; size and etag where the listing gives them for nothing.
+
+    Attributes:
+        unlisted: whether it is not a file, but a folder that could not be looked into.
+    """
 
     relative: str
     size_bytes: int | None = None
     etag: str | None = None
+    unlisted: bool = False
 
 
 def walk_local(root: str, enter: Enter) -> Iterator[StoredFile]:
     """Walk a local directory depth-first, sorted like object keys (a folder sorts as its name with a slash).
 
     Links to directories are followed, except back into a directory that is being walked. Sizes are not asked for: on
-    network file systems a stat per file costs more than the listing itself.
+    network file systems a stat per file costs more than the listing itself. Entries that cannot be looked at (links
+    that lead nowhere or to themselves, files that vanish) come like files, and a directory that cannot be listed comes
+    once itself, so that whoever reads them says what is wrong with each; that of the root is raised.
 
     Args:
         root: an absolute path.
@@ -43,17 +51,28 @@ def walk_local(root: str, enter: Enter) -> Iterator[StoredFile]:
     stack = [("", identity, _sorted_entries(root))]
     while stack:
         prefix, identity, entries = stack[-1]
-        entry = next(entries, None)
+        try:
+            entry = next(entries, None)
+        except OSError as error:
+            if not prefix or not _is_odd(error):
+                raise
+            _LOG.warning("%s cannot be listed: %s", prefix, error.strerror)
+            yield StoredFile(prefix, unlisted=True)
+            entry = None
         if entry is None:
             stack.pop()
             open_directories.discard(identity)
             continue
         relative = prefix + entry.name
-        if not entry.is_dir():
-            if entry.is_file() or entry.is_symlink():  # a dangling link is kept and becomes a `not_found` row
+        if not _is_directory(entry):
+            if entry.is_symlink() or entry.is_file():  # a dangling link is kept and becomes a `not_found` row
                 yield StoredFile(relative)
         elif enter(relative):
-            status = entry.stat()
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                yield StoredFile(relative + "/", unlisted=True)
+                continue
             identity = (status.st_dev, status.st_ino)
             if identity in open_directories:
                 _LOG.warning("%s links back to a directory above it and is not followed", entry.path)
@@ -65,7 +84,21 @@ def walk_local(root: str, enter: Enter) -> Iterator[StoredFile]:
 def _sorted_entries(directory: str) -> Iterator[os.DirEntry[str]]:
     with os.scandir(directory) as entries:
         while chunk := list(islice(entries, SORTED_NAMES)):
-            yield from sorted(chunk, key=lambda entry: entry.name + "/" if entry.is_dir() else entry.name)
+            yield from sorted(chunk, key=lambda entry: entry.name + "/" if _is_directory(entry) else entry.name)
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # a link to itself, or into a folder that may not be entered
+        if not _is_odd(error):
+            raise
+        return False
+
+
+def _is_odd(error: OSError) -> bool:
+    """Whether an error says something about one name, and nothing about the disk."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def s3_folders(fs: fsspec.AbstractFileSystem, bucket: str, folder: str) -> list[str]:

@@ -78,7 +78,8 @@ def grown(planned: Manifest, additions: Sequence[Addition]) -> Manifest:
 def parts_of(addition: Addition) -> list[Part]:
     """Its parts, with what its record says about all of them."""
     retry = addition.kind == "retry"
-    return [Part(part.name, part.rows, retry, addition.max_pixels) for part in addition.parts]
+    source = None if retry else addition.settings.get("input")
+    return [Part(part.name, part.rows, retry, addition.max_pixels, source) for part in addition.parts]
 
 
 def _parse(content: bytes, where: str) -> Addition:

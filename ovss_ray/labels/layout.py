@@ -54,12 +54,14 @@ class Part:
         rows: images listed in it.
         retry: its images are listed in an earlier part too, and are labelled once more.
         max_pixels: the decoding limit of its images; None is that of the run.
+        source: the input that its images were listed from; None is that of the run.
     """
 
     name: str
     rows: int
     retry: bool = False
     max_pixels: int | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,11 @@ class Manifest:
         part = parts[bisect_right(firsts, image_id) - 1]
         group, position = divmod(image_id - self._first_ids[part], self.shard_size)
         return self._first_shards[part] + group, position
+
+    def source_of(self, image_id: int) -> str | None:
+        """The input that an image was listed from; None is that of the run."""
+        parts, firsts = self._planned
+        return self.parts[parts[bisect_right(firsts, image_id) - 1]].source
 
     def with_parts(self, parts: Sequence[Part]) -> Manifest:
         """The same with more parts at its end."""

@@ -17,6 +17,7 @@ from ovss_ray.errors import DamagedRunError, ImageError
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS, decode_image
 from ovss_ray.images.fetching import Fetcher
 from ovss_ray.images.listing import ImageRef
+from ovss_ray.images.splits import reach_of
 from ovss_ray.images.stores import StorageOptions, explained
 from ovss_ray.labels.layout import Manifest, Part
 
@@ -48,6 +49,7 @@ class PixelReader:
         self._fs = fs
         self._root = root
         self._uri = uri
+        self._job = job
         self._max_pixels: int = job.get("max_pixels", DEFAULT_MAX_PIXELS)
         how = {"attempts": "fetch_attempts", "timeout_s": "fetch_timeout_s"}
         self._fetcher = Fetcher(storage_options, **{name: job[field] for name, field in how.items() if field in job})
@@ -70,7 +72,9 @@ class PixelReader:
         with explained(self._uri):
             ref, part = self._planned(image_id, manifest, shards)
         try:
-            data = self._fetcher.fetch(ref.uri, ref.size_bytes, ref.offset)
+            source = manifest.source_of(image_id) or self._job.get("input", "")
+            reach = reach_of(source, self._job.get("allow_schemes"), self._job.get("allow_hosts"))
+            data = self._fetcher.fetch(ref.uri, ref.size_bytes, ref.offset, reach=reach)
             return decode_image(data, max_pixels=part.max_pixels or self._max_pixels)
         except ImageError as error:
             raise ImageError(error.status, f"{error.reason} (image {image_id}, {ref.uri})") from error

@@ -14,7 +14,8 @@ from typing import Any
 from ovss_ray.errors import RunMismatchError
 from ovss_ray.images.decoding import DECODING_VERSION
 from ovss_ray.images.listing import ImageRef, list_images
-from ovss_ray.images.splits import parse_split
+from ovss_ray.images.reach import Reach
+from ovss_ray.images.splits import parse_split, reach_of
 from ovss_ray.images.stores import is_local, local_path
 from ovss_ray.labels.additions import Addition, grown
 from ovss_ray.labels.layout import FORMAT_VERSION, Manifest
@@ -73,6 +74,11 @@ class LabellingJob:
     fingerprint: str
     conditional_put: bool
 
+    def reach_of(self, image_id: int) -> Reach:
+        """What the address of an image may lead to."""
+        source = self.manifest.source_of(image_id) or self.spec.input
+        return reach_of(source, self.spec.allow_schemes, self.spec.allow_hosts)
+
     @property
     def batch_timeout_s(self) -> float:
         """How long a micro-batch may take before it counts as hanging."""
@@ -85,7 +91,8 @@ def images_of(spec: JobSpec) -> Iterator[ImageRef]:
     settings = {name: getattr(spec, name) for name in LISTING_SETTINGS}
     split = parse_split(spec.input)
     if split is None:
-        return list_images(spec.input, storage_options=spec.storage_options, without=spec.run, **settings)
+        reach = reach_of(spec.input, spec.allow_schemes, spec.allow_hosts)
+        return list_images(spec.input, storage_options=spec.storage_options, without=spec.run, reach=reach, **settings)
     from ovss_ray.evaluation.ground_truth.images import list_split
 
     return list_split(split, storage_options=spec.storage_options, **settings)

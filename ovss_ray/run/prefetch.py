@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ovss_ray.errors import ImageError
 from ovss_ray.images.decoding import decode_image
 from ovss_ray.images.fetching import Fetcher
+from ovss_ray.images.reach import USERS_WORD, Reach
 from ovss_ray.run.logs import log_context
 from ovss_ray.run.manifest import ManifestRow
 from ovss_ray.run.stats import WorkerStats
@@ -48,16 +49,25 @@ class ImageLoader:
         decode_threads: how many of those threads may decode at the same time.
         max_pixels: larger images fail with `too_large`.
         stats: where the time goes (`fetch`, `decode`).
+        reach_of: what the address of an image, by its id, may lead to.
     """
 
     def __init__(
-        self, fetcher: Fetcher, executor: Executor, *, decode_threads: int, max_pixels: int, stats: WorkerStats
+        self,
+        fetcher: Fetcher,
+        executor: Executor,
+        *,
+        decode_threads: int,
+        max_pixels: int,
+        stats: WorkerStats,
+        reach_of: Callable[[int], Reach] = lambda _: USERS_WORD,
     ) -> None:
         self._fetcher = fetcher
         self._executor = executor
         self._decode_slots = threading.BoundedSemaphore(decode_threads)
         self._max_pixels = max_pixels
         self._stats = stats
+        self._reach_of = reach_of
 
     def submit(self, row: ManifestRow) -> Future[LoadedImage]:
         """Begin to load one image."""
@@ -70,7 +80,9 @@ class ImageLoader:
     def _fetch_and_decode(self, row: ManifestRow) -> LoadedImage:
         try:
             with self._stats.stage("fetch"):
-                data = self._fetcher.fetch(row.uri, size_bytes=row.size_bytes, offset=row.offset)
+                data = self._fetcher.fetch(
+                    row.uri, size_bytes=row.size_bytes, offset=row.offset, reach=self._reach_of(row.image_id)
+                )
             # A thread that waits here fetches nothing meanwhile: a slow decoder holds the fetching back.
             with self._decode_slots, self._stats.stage("decode", watched=True):
                 pixels = decode_image(data, max_pixels=self._max_pixels)

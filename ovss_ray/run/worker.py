@@ -106,6 +106,7 @@ class Worker:
             decode_threads=self._cpus if spec.decode_threads == "auto" else spec.decode_threads,
             max_pixels=spec.max_pixels,
             stats=self._stats,
+            reach_of=self._job.reach_of,
         )
         self._encoders = ContextThreadPool(self._cpus, thread_name_prefix="encode")
         self._segmenter = load_segmenter(
