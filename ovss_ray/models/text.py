@@ -27,12 +27,16 @@ class TextTower:
         model: an open_clip model; its text side must be float32 for exact results.
         tokenizer: what `open_clip.get_tokenizer` gives for the architecture.
         name: the model's name, for messages.
+
+    Attributes:
+        texts_encoded: how many texts went through it so far; other threads read it to show progress.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, name: str) -> None:
         self._model: Any = model
         self._tokenizer = tokenizer
         self._name = name
+        self.texts_encoded = 0
 
     @property
     def logit_scale(self) -> float:
@@ -61,6 +65,7 @@ class TextTower:
         for rows in order.split(_TEXTS_PER_PASS):
             batch = tokens[rows].to(device)
             parts.append(F.normalize(self._forward(batch, int(lengths[rows].max())).float(), dim=-1))
+            self.texts_encoded += len(rows)
         return torch.cat(parts)[order.argsort()]
 
     def _forward(self, tokens: Tensor, length: int) -> Tensor:

@@ -65,6 +65,7 @@ from ovss_ray.vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+SHOWN_CLASSES = 100  # characters of the classes as they were given
 FINISH_SHARDS_S = 30.0  # how long shards in flight may still take after the first Ctrl-C
 
 
@@ -93,8 +94,10 @@ def run_job(spec: JobSpec, *, reporter: Reporter | None = None, vocabulary: Voca
         RunInterrupted: SIGINT or SIGTERM arrived.
     """
     try:
+        reporter = reporter or SilentReporter()
+        reporter.message(_what_is_asked(spec))  # before anything that takes its time
         check_place(spec)
-        return _run(spec, reporter or SilentReporter(), vocabulary)
+        return _run(spec, reporter, vocabulary)
     except KeyboardInterrupt:  # later, while workers run, the signal is noted instead of raised
         raise RunInterrupted(signal.SIGINT, "labelling had not begun") from None
 
@@ -124,7 +127,8 @@ def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> Ru
         summary = summarise_run(directory, manifest, session=None)
         directory.sweep()
         return summary
-    engine = open_engine(resolved.spec)
+    with reporter.doing("starting Ray" if spec.engine == "ray" else "loading PyTorch"):
+        engine = open_engine(resolved.spec)
     if spec.log_format == "json":
         pass_to_root("ray")  # which has set up its own logging by now
     try:
@@ -132,6 +136,7 @@ def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> Ru
             resolved = with_dtype(resolved, engine.device)
             record = _create_record(resolved, manifest, directory)
         if record is not None:
+            reporter.message(_what_is_ahead(manifest, len(done), engine))
             reporter.message(f"If the run stops, continue it with: {directory.continue_command}")
             job = labelling_job(resolved, manifest, record, directory, device=engine.device)
             session = _Session(job, directory, engine, reporter, done)
@@ -357,6 +362,21 @@ class _Session:
             f"{done} of {self.progress.shards} shards are finished and kept; "
             "continue the run once the cause is removed",
         )
+
+
+def _what_is_asked(spec: JobSpec) -> str:
+    classes = spec.classes if isinstance(spec.classes, str) else ", ".join(map(str, spec.classes))
+    if len(classes) > SHOWN_CLASSES:
+        classes = f"{classes[:SHOWN_CLASSES]}..."
+    return f"Labelling {spec.input} with {spec.method} ({spec.clip}); classes: {classes}; run directory: {spec.run}"
+
+
+def _what_is_ahead(manifest: Manifest, done: int, engine: Engine) -> str:
+    workers = engine.capacity()
+    kind = "GPU worker" if engine.device == "cuda" else "CPU worker"
+    shards = f"{manifest.shards:,} shard{'' if manifest.shards == 1 else 's'}"
+    ahead = f"{manifest.images:,} images in {shards}, {workers:,} {kind}{'' if workers == 1 else 's'}"
+    return f"{ahead}; {done:,} shards are finished already" if done else ahead
 
 
 def _limit_message(workers: int, reason: str | None) -> str:

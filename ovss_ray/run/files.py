@@ -21,7 +21,7 @@ T = TypeVar("T")
 _REQUEST_S = 60.0
 _SLOWEST_UPLOAD = 2**20  # bytes/s that an upload is given time for
 _LARGEST_PUT = 5 * 2**30  # of S3
-_REWRITES = 3
+_REWRITES = 100  # as many writers may be done between two steps of one
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # as link() tells it
 
 
@@ -61,7 +61,7 @@ class LocalFiles:
     """Files on a disk: written beside their place, then linked or moved into it.
 
     Args:
-        temporaries: a folder on the same disk; made when it is needed.
+        temporaries: a folder on the same disk; it is there only while something is being written.
     """
 
     def __init__(self, temporaries: str) -> None:
@@ -83,8 +83,7 @@ class LocalFiles:
     def remove(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)
         if Path(path).parent == self._temporaries:
-            with contextlib.suppress(OSError):
-                self._temporaries.rmdir()  # unless another process is writing there
+            self._tidy()
 
     def probe(self, path: str) -> None:
         """As in `Files`.
@@ -93,6 +92,10 @@ class LocalFiles:
             OSError: nothing can be written here, or the file system has no hard links.
         """
         self._write_temporary(b"", lambda temporary: _probe_link(temporary, path))
+
+    def _tidy(self) -> None:
+        with contextlib.suppress(OSError):
+            self._temporaries.rmdir()  # unless another is writing there
 
     def _write_temporary(self, data: bytes, publish: Callable[[Path], T]) -> T:
         for attempt in range(1, _REWRITES + 1):
@@ -104,11 +107,12 @@ class LocalFiles:
                     file.flush()
                     os.fsync(file.fileno())
                 return publish(temporary)
-            except FileNotFoundError:  # another process that starts on this run swept the folder: write it again
+            except FileNotFoundError:  # another writer that was done, or one that starts, removed the folder
                 if attempt == _REWRITES:
                     raise
             finally:
                 temporary.unlink(missing_ok=True)
+                self._tidy()
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from ovss_ray.run.incidents import Incidents
+from ovss_ray.run.pace import Pace
 from ovss_ray.run.stats import Failures, WorkerProgress
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOG_EVERY_S = 30.0
-PLANNING_STEP = 100_000
+PLANNING_STEP = 1000
 
 
 class Progress:
@@ -46,6 +47,7 @@ class Progress:
         self.incidents = Incidents()
         self.started = time.monotonic()
         self._first: tuple[float, int] | None = None  # when images were first seen to be done, and how many
+        self._pace = Pace()
         self.statuses: Counter[str] = Counter()
         self._reasons: Failures = Counter()  # of finished shards
         self._reported: Counter[str] = Counter()  # images of finished shards, by worker
@@ -85,6 +87,7 @@ class Progress:
         self._live = dict(live)
         if self._first is None and self.images_now:
             self._first = time.monotonic(), self.images_now
+        self._pace.see(self.images_now, time.monotonic())
 
     @property
     def images_now(self) -> int:
@@ -130,10 +133,28 @@ class Progress:
         return self.images_now / max(self.seconds, 1e-9)
 
     @property
+    def rate(self) -> float | None:
+        """Images per second of late, smoothed; None before it can be told."""
+        return self._pace.per_s
+
+    @property
     def remaining_s(self) -> float | None:
-        """Expected seconds until the end, once there is a rate."""
-        rate = self.images_per_s
+        """Expected seconds until the end at the present rate, once there is one."""
+        rate = self.rate
         return (self.images - self.images_before - self.images_now) / rate if rate else None
+
+    @property
+    def beginning(self) -> str | None:
+        """What workers do before the first image; None from then on."""
+        if self.images_now:
+            return None
+        done, total = self.texts
+        return f"encoding the vocabulary: {done:,} of {total:,} texts" if total else "loading the model"
+
+    @property
+    def texts(self) -> tuple[int, int]:
+        """How many texts of the vocabulary are encoded, and of how many; zeros if no worker is at it."""
+        return max((said.texts for said in self._live.values()), default=(0, 0))
 
     @property
     def stage_seconds(self) -> dict[str, float]:
@@ -158,7 +179,11 @@ class Progress:
     def line(self) -> str:
         """One line for a log."""
         done = self.images_before + self.images_now
-        parts = [f"{done:,} of {self.images:,} images", f"{self.images_per_s:.1f} images/s"]
+        parts = [f"{done:,} of {self.images:,} images"]
+        if self.beginning:
+            return ", ".join([*parts, self.beginning])
+        if self.rate is not None:
+            parts.append(f"{self.rate:.1f} images/s")
         if self.remaining_s is not None:
             parts.append(f"{duration(self.remaining_s)} left")
         parts.append(f"{self.failures:,} failed")
@@ -172,6 +197,10 @@ class Reporter(Protocol):
 
     def message(self, text: str) -> None:
         """Say one thing."""
+        ...
+
+    def doing(self, what: str) -> AbstractContextManager[object]:
+        """Say what is being done while the context is open: something that may take its time."""
         ...
 
     def counting(self, images: Iterable[T]) -> Iterator[T]:
@@ -193,6 +222,10 @@ class SilentReporter:
     def message(self, text: str) -> None:
         log.info("%s", text)
 
+    def doing(self, what: str) -> AbstractContextManager[object]:
+        log.info("%s", what)
+        return nullcontext()
+
     def counting(self, images: Iterable[T]) -> Iterator[T]:
         yield from images
 
@@ -211,7 +244,8 @@ class LogReporter(SilentReporter):
 
     def counting(self, images: Iterable[T]) -> Iterator[T]:
         for count, image in enumerate(images, 1):
-            if count % PLANNING_STEP == 0:
+            if count % PLANNING_STEP == 0 and time.monotonic() - self._last >= LOG_EVERY_S:
+                self._last = time.monotonic()
                 log.info("planning: %d images so far", count)
             yield image
 
@@ -238,10 +272,13 @@ class TerminalReporter(SilentReporter):
     def message(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
 
+    def doing(self, what: str) -> AbstractContextManager[object]:
+        return self._console.status(what)
+
     def counting(self, images: Iterable[T]) -> Iterator[T]:
         with self._console.status("planning") as status:
             for count, image in enumerate(images, 1):
-                if count % 1000 == 0:
+                if count % PLANNING_STEP == 0:
                     status.update(f"planning: {count:,} images")
                 yield image
 
@@ -252,21 +289,28 @@ class TerminalReporter(SilentReporter):
             self.update(progress)
 
     def update(self, progress: Progress) -> None:
-        started = bool(progress.images_now)
-        note = f"{progress.images_per_s:.1f}/s" if started else "loading the model"
-        if started and progress.remaining_s is not None:
+        if progress.beginning:
+            self._show_beginning(progress, progress.beginning)
+            return
+        note = "" if progress.rate is None else f"{progress.rate:.1f}/s"
+        if progress.remaining_s is not None:
             note += f"  {duration(progress.remaining_s)} left"
         if progress.failures:
             note += f"  [red]{progress.failures:,} failed[/red]"
         if progress.binding_stage:
             note += f"  bound by {progress.binding_stage}"
-        self._bar.update(
-            self._task,
-            description="labelling" if started else "starting",
-            completed=progress.images_before + progress.images_now,
-            total=progress.images,
-            note=note,
-        )
+        done = progress.images_before + progress.images_now
+        self._bar.update(self._task, description="labelling", completed=done, total=progress.images, note=note)
+
+    def _show_beginning(self, progress: Progress, what: str) -> None:
+        done, total = progress.texts
+        if total:
+            self._bar.update(
+                self._task, description="encoding the vocabulary", completed=done, total=total, note="texts"
+            )
+        else:
+            done = progress.images_before
+            self._bar.update(self._task, description="starting", completed=done, total=progress.images, note=what)
 
 
 def duration(seconds: float) -> str:

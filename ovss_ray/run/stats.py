@@ -30,6 +30,7 @@ class WorkerProgress:
         busy_s: age of the oldest image in decoding or micro-batch on the device; 0 if there is none.
         batch_s: mean seconds of a micro-batch; 0 before the first.
         batch_limits: micro-batch sizes that fit into memory, by shape (height, width), where they had to be reduced.
+        texts: texts of the vocabulary that are encoded, and all there are; zeros while it does something else.
     """
 
     images: Mapping[str, int] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class WorkerProgress:
     busy_s: float = 0.0
     batch_s: float = 0.0
     batch_limits: Mapping[tuple[int, ...], int] = field(default_factory=dict)
+    texts: tuple[int, int] = (0, 0)
 
 
 class WorkerStats:
@@ -80,7 +82,9 @@ class WorkerStats:
         with self._lock:
             self._retries[kind] += 1
 
-    def snapshot(self, batch_limits: Mapping[tuple[int, ...], int] | None = None) -> WorkerProgress:
+    def snapshot(
+        self, batch_limits: Mapping[tuple[int, ...], int] | None = None, texts: tuple[int, int] = (0, 0)
+    ) -> WorkerProgress:
         """The sums so far."""
         with self._lock:
             oldest = min(self._running.values(), default=None)
@@ -92,6 +96,7 @@ class WorkerStats:
                 busy_s=0.0 if oldest is None else time.perf_counter() - oldest,
                 batch_s=self._seconds["segment"] / max(self._times["segment"], 1),
                 batch_limits=dict(batch_limits or {}),
+                texts=texts,
             )
 
 

@@ -61,6 +61,7 @@ class Worker:
         self._limits = BatchLimits(job.spec.batch_size)
         self._device_turn = threading.Lock()
         self._text: TextEmbeddings | None = None
+        self._texts_before: int | None = None  # while the vocabulary is encoded
         self._careful: Iterator[tuple[int, ...] | ShardReport] = iter(())
         self._careful_task = ShardTask(-1, attempt=0)
 
@@ -119,10 +120,15 @@ class Worker:
         )
 
     def encode_text(self) -> TextEmbeddings:
-        """Encode the run's vocabulary with this worker's text tower."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MeaninglessLabelsWarning)  # the driver has said it, once for all workers
-            return self._segmenter.encode_vocabulary(self._job.vocabulary)
+        """Encode the run's vocabulary with this worker's text tower; `progress` tells how far it is."""
+        self._texts_before = self._segmenter.texts_encoded
+        try:
+            with warnings.catch_warnings():
+                # The driver has said it, once for all workers.
+                warnings.simplefilter("ignore", MeaninglessLabelsWarning)
+                return self._segmenter.encode_vocabulary(self._job.vocabulary)
+        finally:
+            self._texts_before = None
 
     def begin(self, text: TextEmbeddings, batch_limits: Mapping[Shape, int]) -> None:
         """Take the encoded vocabulary, and the micro-batch sizes that others found to fit; shards may follow.
@@ -135,7 +141,15 @@ class Worker:
 
     def progress(self) -> WorkerProgress:
         """Images finished so far by status, and seconds by stage, over the worker's life."""
-        return self._stats.snapshot(self._limits.reduced())
+        return self._stats.snapshot(self._limits.reduced(), self._texts())
+
+    def _texts(self) -> tuple[int, int]:
+        before = self._texts_before
+        if before is None:
+            return 0, 0
+        vocabulary = self._job.vocabulary
+        total = len(vocabulary.queries) * len(vocabulary.templates)  # some methods encode a few more
+        return min(self._segmenter.texts_encoded - before, total), total
 
     def label_shard(self, task: ShardTask) -> ShardReport:
         """Label one shard and create its file.

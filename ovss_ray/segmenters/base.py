@@ -113,6 +113,11 @@ class Segmenter(ABC):
     ) -> Self:
         """Loads the models; the settings are fields of `Settings`, for the rest see `load_segmenter`."""
 
+    @property
+    def texts_encoded(self) -> int:
+        """How many texts were encoded so far; other threads read it to show progress. 0 if that is not known."""
+        return 0
+
     @abstractmethod
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:
         """Encodes all queries of a vocabulary, once for any number of images.

@@ -60,6 +60,10 @@ class ClipSegmenter(Segmenter, Generic[TowerT]):
         precision = resolve_dtype(dtype, where)
         return cls(load_clip(clip, where, precision, tower, trust_weights=trust_weights), parsed)
 
+    @property
+    def texts_encoded(self) -> int:
+        return self.clip.text.texts_encoded
+
     @torch.inference_mode()
     def encode_vocabulary(self, vocabulary: Vocabulary) -> TextEmbeddings:
         self.settings.check_vocabulary(vocabulary)

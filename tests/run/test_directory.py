@@ -144,6 +144,21 @@ def test_a_temporary_swept_by_another_process_is_written_again(tmp_path: Path, m
     assert directory.read("shards/00000000.parquet") == b"labels"
 
 
+def test_writers_at_once_write_everything_and_leave_no_folder_of_temporaries(tmp_path: Path) -> None:
+    directory = RunDirectory(str(tmp_path / "run"))
+    directory.prepare()
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda number: directory.create(f"crashed/{number}.json", b"{}"), range(400)))
+    directory.replace("summary.json", b"{}")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "crashed",
+        "manifest",
+        "shards",
+        "summary.json",
+    ]
+    assert len(list((tmp_path / "run" / "crashed").iterdir())) == 400
+
+
 def test_which_write_errors_are_final() -> None:
     assert is_final(OSError(errno.ENOSPC, "No space left on device"))
     assert is_final(PermissionError("Forbidden"))

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from ovss_ray.run.progress import LogReporter, Progress, TerminalReporter, duration
+from ovss_ray.run.driver import run_job
+from ovss_ray.run.progress import LogReporter, Progress, SilentReporter, TerminalReporter, duration
 from ovss_ray.run.stats import WorkerProgress
+from ovss_ray.spec import JobSpec
 
 
 def test_images_of_unfinished_shards_count_once() -> None:
@@ -34,10 +40,41 @@ def test_the_rate_leaves_start_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now += 60.0  # loading the model
     progress.observe({"a": WorkerProgress({"ok": 6}, {}, {})})
     assert progress.images_per_s == pytest.approx(6 / 60)  # nothing better is known yet
+    assert progress.remaining_s is None
     now += 10.0
     progress.observe({"a": WorkerProgress({"ok": 46}, {}, {})})
     assert progress.images_per_s == pytest.approx(4.0)
     assert progress.remaining_s == pytest.approx(54 / 4)
+
+
+def test_after_continuing_the_time_left_is_told_from_this_session_and_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("ovss_ray.run.progress.time.monotonic", lambda: now)
+    progress = Progress(images=100_000, images_before=90_000, shards=10)
+    for done in [*range(100, 1100, 100), *range(1120, 5000, 20)]:  # 10 images/s, then 2
+        now += 10.0
+        progress.observe({"a": WorkerProgress({"ok": done}, {}, {})})
+    assert progress.images_per_s > 2.4
+    assert progress.remaining_s == pytest.approx(5020 / 2, rel=0.05)
+    assert "2.0 images/s" in progress.line()
+
+
+def test_before_the_first_image_it_says_what_workers_do(caplog: pytest.LogCaptureFixture) -> None:
+    progress = Progress(images=100, images_before=0, shards=10)
+    assert progress.line() == "0 of 100 images, loading the model"
+    progress.observe({"a": WorkerProgress(), "b": WorkerProgress(texts=(2560, 67_760))})
+    assert progress.line() == "0 of 100 images, encoding the vocabulary: 2,560 of 67,760 texts"
+    screen = io.StringIO()
+    reporter = TerminalReporter(Console(file=screen, force_terminal=True, width=150))
+    with reporter.showing(progress):
+        reporter.update(progress)
+    assert "encoding the vocabulary" in screen.getvalue()
+    assert "2560/67760" in screen.getvalue()
+    progress.observe({"a": WorkerProgress({"ok": 1})})
+    assert progress.beginning is None
+    with caplog.at_level(logging.INFO, logger="ovss_ray"), LogReporter().doing("starting Ray"):
+        pass
+    assert "starting Ray" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -87,6 +124,60 @@ def test_the_terminal_shows_rate_failures_and_stage() -> None:
     assert "10/100" in text
     assert "1 failed" in text
     assert "bound by segment" in text
+
+
+class Watching(SilentReporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.texts: list[tuple[int, int]] = []
+
+    def message(self, text: str) -> None:
+        self.told.append(text)
+
+    def update(self, progress: Progress) -> None:
+        self.texts.append(progress.texts)
+
+
+def test_a_run_says_first_what_will_run_and_how_far_the_encoding_of_its_vocabulary_is(
+    make_spec: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ovss_ray.run.driver.POLL_S", 0.01)
+    monkeypatch.setattr("ovss_ray.run.pool.ASK_EVERY_S", 0.0)
+    monkeypatch.setattr("ovss_ray.models.text._TEXTS_PER_PASS", 32)
+    spec = make_spec(classes=[f"thing {number}" for number in range(30)], templates="imagenet_80", limit=8)
+    watching = Watching()
+    run_job(spec, reporter=watching)
+    first, ahead, *_ = watching.told
+    assert first.startswith(f"Labelling {spec.input} with maskclip (ovss-demo/random); classes: thing 0, thing 1, ")
+    assert first.endswith(f"...; run directory: {spec.run}")
+    assert ahead == "8 images in 1 shard, 1 CPU worker"
+    counts = [done for done, total in watching.texts if total]
+    assert {total for _, total in watching.texts} == {0, 30 * 80}
+    assert counts == sorted(counts)
+    assert any(0 < done < 30 * 80 for done in counts)
+
+
+def test_the_first_line_comes_before_anything_that_takes_its_time(tmp_path: Path) -> None:
+    """What is heavy to import, weights, input and run directory are not looked at before it."""
+    code = f"""
+import sys
+from ovss_ray.run.driver import run_job
+from ovss_ray.run.progress import SilentReporter
+from ovss_ray.spec import JobSpec
+class Stop(SilentReporter):
+    def message(self, text):
+        print(text, sorted({{"torch", "ray", "open_clip"}} & set(sys.modules)))
+        sys.exit(0)
+values = {{"input": "s3://nowhere/photos", "run": "{tmp_path}/run", "classes": "cat", "clip": "no/weights"}}
+run_job(JobSpec.build(values, source="test"), reporter=Stop())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.endswith(" []\n"), result.stderr
+    assert result.stdout.startswith(
+        "Labelling s3://nowhere/photos with maskclip (no/weights); classes: cat; run directory"
+    )
 
 
 def test_counting_passes_everything_on() -> None:
