@@ -21,7 +21,7 @@ JOB_FLAGS: Panels = {
     "What to label with": ("protocol", "classes", "background", "templates"),
     "Method": ("method", "settings", "clip", "trust_weights", "device", "dtype"),
     "Images": ("extensions", "uri_column", "image_column", "keep_columns", "limit", "sample", "max_pixels"),
-    "Output": ("label_map", "shard_size"),
+    "Output": ("label_map", "confidence_map", "components", "shard_size"),
     "Engine": ("engine", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker", "batch_size",
                "fetch_concurrency", "fetch_attempts", "fetch_timeout_s", "prefetch_mib", "decode_threads",
                "max_shard_attempts", "batch_timeout_s", "max_failed_fraction", "log_format"),

@@ -174,6 +174,16 @@ class JobSpec(BaseModel):
     label_map: Literal["png", "zstd"] = Field(
         default="png", description="Codec of the label maps: grey PNG (readable everywhere) or zstd (faster)."
     )
+    confidence_map: Literal["none", "uint8"] = Field(
+        default="none",
+        description="uint8 keeps the probability of every pixel's class, to threshold labels by later: about ten times "
+        "the size of the label maps, whose codec it shares.",
+    )
+    components: int | None = Field(
+        default=None,
+        ge=1,
+        description="Describe every connected component of at least so many pixels (box, area, centroid, mask), too.",
+    )
     shard_size: int | Auto = Field(
         default="auto",
         description="Images per shard, the unit of work and of retry; auto is 1024, less for small inputs.",

@@ -50,7 +50,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     write_scenes(folder, 3, 0)
     job = {"input": str(folder / "images"), "run": str(folder / "runs/first"), "classes": list(CLASSES), "clip": "demo",
-           "engine": "local"}  # fmt: skip
+           "engine": "local", "components": 100, "confidence_map": "uint8"}  # fmt: skip
     run_job(JobSpec.build(job, source="test"))
     return folder
 

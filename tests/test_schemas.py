@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ovss_ray.errors import IMAGE_FAILURES, OvssError
-from ovss_ray.labels import ImageRow, SegmentStatistics, check_schema, load_contract, load_schema
+from ovss_ray.labels import ComponentStatistics, ImageRow, SegmentStatistics, check_schema, load_contract, load_schema
 
 CONTRACTS = Path(__file__).parents[1] / "schemas"
 NAMES = sorted(path.stem for path in CONTRACTS.glob("*.yaml"))
@@ -70,8 +70,9 @@ def assert_same(field: pa.Field, column: dict[str, Any]) -> None:
 def test_the_records_of_the_code_have_the_columns_of_the_contract() -> None:
     contract = load_contract("shard")
     assert [field.name for field in fields(ImageRow)] == [column["name"] for column in contract["columns"]]
-    names = [column["name"] for column in segment_fields(contract)]
-    assert [field.name for field in fields(SegmentStatistics)] == names
+    for name, record in (("segments", SegmentStatistics), ("components", ComponentStatistics)):
+        (items,) = (column["items"] for column in contract["columns"] if column["name"] == name)
+        assert [field.name for field in fields(record)] == [field["name"] for field in items["fields"]]
 
 
 def test_the_statuses_are_ok_and_the_failures_of_an_image() -> None:
@@ -95,7 +96,7 @@ def test_a_table_of_this_major_version_or_an_older_one_is_read(version: str) -> 
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ("2.0", r"RUN/0.parquet has version 2.0 of the shard table .* reads version 1.0; upgrade ovss-ray"),
+        ("2.0", r"RUN/0.parquet has version 2.0 of the shard table .* reads version 1.1; upgrade ovss-ray"),
         ("10.1", "upgrade ovss-ray"),
         ("x", "no table version that can be read: 'x'"),
         ("", "no table version that can be read: ''"),

@@ -23,7 +23,7 @@ from ovss_ray.errors import OvssError, RunFailedError
 from ovss_ray.estimate.temporary import temporary_directory
 from ovss_ray.images.listing import ImageRef
 from ovss_ray.labels.layout import RUN_FILE, shard_name
-from ovss_ray.labels.shard import read_shard_metadata
+from ovss_ray.labels.shard import MAPS, read_shard_metadata
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.engines import SHARDS_PER_WORKER, LocalEngine, RayEngine, open_engine
 from ovss_ray.run.events import ShardTask
@@ -82,7 +82,7 @@ class Trial:
         binding_stage: the stage that the others wait for, by the rule of `Progress`; None if nothing was segmented.
         statuses: images by status, warm-up excluded as in what follows.
         failures: images without labels by (status, reason).
-        label_map_bytes: of all parts.
+        label_map_bytes: of all parts; confidence maps count as label maps.
         statistics_bytes: all other columns.
         footer_bytes: of one shard file: what does not grow with the number of images.
     """
@@ -288,8 +288,8 @@ def _read_file(directory: RunDirectory, report: ShardReport) -> _ShardFile:
     return _ShardFile(
         images=footer.num_rows,
         finished_at=finished_at,
-        label_map_bytes=sizes["label_map"],
-        statistics_bytes=sizes.total() - sizes["label_map"],
+        label_map_bytes=sum(sizes[name] for name in MAPS),
+        statistics_bytes=sizes.total() - sum(sizes[name] for name in MAPS),
         footer_bytes=report.bytes_written - sizes.total(),
     )
 

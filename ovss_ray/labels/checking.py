@@ -14,11 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ovss_ray.errors import OvssError
-from ovss_ray.labels.codecs import decode_label_map
+from ovss_ray.labels.codecs import LabelMap, decode_confidence_map, decode_label_map
 from ovss_ray.labels.schema import METADATA_PREFIX, check_schema, load_contract, load_schema
+from ovss_ray.labels.statistics import describe
 from ovss_ray.vocabulary import Vocabulary
 
 FLOAT32_ERROR = 1e-6
+_QUANTISATION = 0.5 / 255 + 1e-5
 
 _LABEL_COLUMNS = [
     field.name for field in load_schema("shard") if field.name not in ("image_id", "uri", "status", "error", "extra")
@@ -35,6 +37,8 @@ class ExpectedShard:
         num_images: number of its rows.
         images: id and URI of each row, in order; None if the manifest cannot be read.
         vocabulary: the classes of the run.
+        confidence: whether its rows have confidence maps.
+        smallest_component: pixels of the smallest component that its rows describe; None if they describe none.
     """
 
     number: int
@@ -42,6 +46,8 @@ class ExpectedShard:
     num_images: int
     images: Sequence[tuple[int, str]] | None
     vocabulary: Vocabulary
+    confidence: bool = False
+    smallest_component: int | None = None
 
 
 def check_footer(file: Any, expected: ExpectedShard) -> list[str]:
@@ -60,8 +66,9 @@ def check_shard(data: bytes, expected: ExpectedShard) -> list[str]:
     """What is wrong with a shard, each in a few words; an empty list if nothing is.
 
     Looks at the footer, at the checksum of every page, at ids, URIs and statuses, and decodes every label map: its
-    size, its classes, and the pixels of each class against the statistics. Stops at what cannot be read. What it does
-    not see does no harm: bits in page headers that no reader uses, and remarks in the footer such as the host.
+    size, its classes, and the pixels of each class against the statistics; confidence maps against the means, and
+    components against the label map, their masks included. Stops at what cannot be read. What it does not see does no
+    harm: bits in page headers that no reader uses, and remarks in the footer such as the host.
 
     Args:
         data: the file.
@@ -80,7 +87,7 @@ def check_shard(data: bytes, expected: ExpectedShard) -> list[str]:
             for row in table.to_pylist():
                 seen.append((row["image_id"], row["uri"]))
                 statuses[row["status"]] += 1
-                problems += [f"image {row['image_id']}: {what}" for what in _row_problems(row, expected.vocabulary)]
+                problems += [f"image {row['image_id']}: {what}" for what in _row_problems(row, expected)]
         problems += _image_problems(seen, expected)
         stored = json.loads(_footer(file.metadata).get("statuses", "null"))
         if stored is not None and stored != statuses:
@@ -142,16 +149,23 @@ def _index_problems(table: pa.Table, group: pq.RowGroupMetaData) -> Iterator[str
                 yield f"its footer has {column.path_in_schema} from {stated['min']} to {stated['max']}, its rows not"
 
 
-def _row_problems(row: Mapping[str, Any], vocabulary: Vocabulary) -> Iterator[str]:
+def _row_problems(row: Mapping[str, Any], expected: ExpectedShard) -> Iterator[str]:
+    vocabulary = expected.vocabulary
     known = next(column["values"] for column in load_contract("shard")["columns"] if column["name"] == "status")
     if row["status"] not in known:
         yield f"unknown status {row['status']!r}"
         return
-    missing = [name for name in _LABEL_COLUMNS if row[name] is None]
+    missing = [name for name in _LABEL_COLUMNS if row.get(name) is None]
     if row["status"] != "ok":
         if row["error"] is None or missing != _LABEL_COLUMNS:
             yield f"{row['status']}, with labels or without a reason"
         return
+    wanted = {"confidence_map": expected.confidence, "components": expected.smallest_component is not None}
+    unasked = [name for name, asked in wanted.items() if not asked and name not in missing]
+    if unasked:
+        yield f"ok, but it has {', '.join(unasked)}, which the run has not"
+        return
+    missing = [name for name in missing if wanted.get(name, True)]
     if row["error"] is not None or missing:
         yield f"ok, but {', '.join(missing) or 'error'} {'is null' if missing else 'is set'}"
         return
@@ -161,7 +175,12 @@ def _row_problems(row: Mapping[str, Any], vocabulary: Vocabulary) -> Iterator[st
         yield str(error)
         return
     counts = np.bincount(labels.ravel(), minlength=vocabulary.ignore_index + 1)[: vocabulary.ignore_index]
-    yield from _statistics_problems(row, counts, labels.size, vocabulary.num_classes)
+    problems = list(_statistics_problems(row, counts, labels.size, vocabulary.num_classes))
+    yield from problems
+    if expected.confidence:
+        yield from _confidence_problems(row, labels)
+    if expected.smallest_component is not None and not problems:
+        yield from _component_problems(row, labels, vocabulary.ignore_index, expected.smallest_component)
 
 
 def _statistics_problems(
@@ -178,3 +197,26 @@ def _statistics_problems(
     fractions.append((row["labelled_fraction"], int(counts.sum())))
     if any(not abs(fraction - pixels / size) <= FLOAT32_ERROR for fraction, pixels in fractions):
         yield "its fractions do not fit its pixels"
+
+
+def _confidence_problems(row: Mapping[str, Any], labels: LabelMap) -> Iterator[str]:
+    try:
+        stored = decode_confidence_map(row["confidence_map"], row["height"], row["width"])
+    except OvssError as error:
+        yield str(error)
+        return
+    means = {segment["class_id"]: segment["confidence_mean"] for segment in row["segments"]}
+    sums = np.bincount(labels.ravel(), stored.ravel())
+    found = {segment["class_id"]: sums[segment["class_id"]] / segment["pixels"] for segment in row["segments"]}
+    off = [class_id for class_id, mean in means.items() if not abs(found[class_id] / 255 - mean) <= _QUANTISATION]
+    if off or not abs(stored.mean() / 255 - row["confidence_mean"]) <= _QUANTISATION:
+        yield "its confidence map does not fit its mean confidences"
+
+
+def _component_problems(row: Mapping[str, Any], labels: LabelMap, ignore_index: int, smallest: int) -> Iterator[str]:
+    anything = np.broadcast_to(np.float32(0), labels.shape)
+    found = describe(labels, anything, anything, ignore_index, smallest_component=smallest).components or ()
+    exact = ("class_id", "pixels", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "rle")
+    stated = [tuple(component[name] for name in exact) for component in row["components"]]
+    if stated != [tuple(getattr(component, name) for name in exact) for component in found]:
+        yield "its components are not those of its label map"

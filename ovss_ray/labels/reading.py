@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 import operator
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from itertools import chain
 from os import PathLike, fspath
 from typing import Any
 
 import duckdb
-import fsspec
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovss_ray.errors import DamagedRunError, OvssError, SettingError, nearest
-from ovss_ray.images.stores import StorageOptions, explained, open_store, store_failure
+from ovss_ray.images.stores import StorageOptions, explained, is_local, open_store
 from ovss_ray.labels.additions import grown, read_additions
-from ovss_ray.labels.codecs import LabelMap, decode_label_map
+from ovss_ray.labels.codecs import LabelMap, decode_confidence_map, decode_label_map
+from ovss_ray.labels.connections import Connections
 from ovss_ray.labels.layout import SHARDS_FOLDER, Manifest
 from ovss_ray.labels.outcomes import Outcomes, count_outcomes
-from ovss_ray.labels.pixels import PixelReader, RgbImage
+from ovss_ray.labels.pixels import RgbImage
 from ovss_ray.labels.record import RunRecord, explain_missing, parse_record
-from ovss_ray.labels.schema import check_schema, load_schema
+from ovss_ray.labels.relation import Relation
+from ovss_ray.labels.rows import explain_query, nothing_written
+from ovss_ray.labels.schema import load_schema
 from ovss_ray.labels.shard import list_shards
-from ovss_ray.labels.views import BULKY_COLUMNS, ShardViews
+from ovss_ray.labels.views import BULKY_COLUMNS
 from ovss_ray.vocabulary import Vocabulary
 
 _LOOKUP_COLUMNS = ["image_id", "uri", "status", "error", "height", "width", "label_map"]
@@ -53,11 +56,7 @@ def open_run(path: str | PathLike[str], storage_options: StorageOptions | None =
         except (FileNotFoundError, NotADirectoryError):
             raise SettingError(explain_missing(fs, root, uri)) from None
     record, planned = parse_record(stored, uri)
-    return Run(uri, fs, root, record, planned, storage_options)
-
-
-class _NotWrittenError(OvssError):
-    """A shard that has no file yet."""
+    return Run(uri, root, record, planned, storage_options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +71,11 @@ class StoredImage:
 
 
 class Run:
-    """One labelling run; use `open_run`. Also a context manager, which closes the SQL connection.
+    """One labelling run; use `open_run`.
+
+    Iterating gives the images that have labels, one `StoredImage` each, shard by shard; `len` is their number, by one
+    small request per shard. Also a context manager, which closes the SQL connection. A run can be pickled and used in
+    other processes, forked ones too: each connects by itself. Storage options are part of the pickle.
 
     Attributes:
         uri: the run directory as it was given.
@@ -85,13 +88,7 @@ class Run:
     """
 
     def __init__(
-        self,
-        uri: str,
-        fs: fsspec.AbstractFileSystem,
-        root: str,
-        record: RunRecord,
-        planned: Manifest,
-        storage_options: StorageOptions | None = None,
+        self, uri: str, root: str, record: RunRecord, planned: Manifest, storage_options: StorageOptions | None = None
     ) -> None:
         self.uri = uri
         self.job: dict[str, Any] = record.job
@@ -99,10 +96,9 @@ class Run:
         self.warnings = record.warnings
         self.vocabulary = Vocabulary.from_json(json.dumps(record.vocabulary))
         self._planned = planned
-        self._fs = fs
-        self._root = root
-        self._shards = f"{root}/{SHARDS_FOLDER}"
-        self._storage_options = storage_options
+        # A pickle may be opened in another working directory.
+        place = root if is_local(uri) else uri
+        self._connections = Connections(place, root, uri, self.job, self.vocabulary, storage_options)
         self._read_additions()
 
     @property
@@ -115,6 +111,20 @@ class Run:
         """Number of shards, those that label images again included."""
         return self.manifest.shards
 
+    def __len__(self) -> int:
+        return self.status_counts().get("ok", 0)
+
+    def __bool__(self) -> bool:
+        return True  # without counting
+
+    def __iter__(self) -> Iterator[StoredImage]:
+        done = self.shards_done()
+        superseded = self.superseded(done)
+        for shard in done:
+            for image in self.rows_of(shard, without=superseded.get(shard, frozenset())):
+                if image.labels is not None:
+                    yield image
+
     def __enter__(self) -> Run:
         return self
 
@@ -123,9 +133,7 @@ class Run:
 
     def close(self) -> None:
         """Close the SQL connection, if `sql`, `images` or `segments` opened one; their relations end with it."""
-        views: ShardViews | None = self.__dict__.pop("_views", None)
-        if views is not None:
-            views.connection.close()
+        self._connections.close()
 
     def __repr__(self) -> str:
         return f"Run({self.uri!r}, {self.num_images} images, {self.vocabulary.num_classes} classes)"
@@ -133,12 +141,13 @@ class Run:
     def shards_done(self) -> list[int]:
         """Numbers of the shards that are written, ascending; one listing."""
         with explained(self.uri):
-            found = list_shards(self._fs, self._shards)
+            found = list_shards(self._connections.fs, f"{self._connections.root}/{SHARDS_FOLDER}")
             if found and found[-1] >= self.manifest.shards:
                 self._read_additions()  # the run has grown since it was opened
         if found and found[-1] >= self.manifest.shards:
             raise DamagedRunError(
-                f"{self._uri_of(found[-1])} is no part of the run, which has {self.manifest.shards} shards; remove it"
+                f"{self._connections.rows.uri_of(found[-1])} is no part of the run, which has {self.manifest.shards} "
+                "shards; remove it"
             )
         return found
 
@@ -156,11 +165,12 @@ class Run:
         """One row per image of the shards that are written, by ascending image_id.
 
         Args:
-            columns: names from `schemas/shard.yaml`; all but label_map and segments if not given.
+            columns: names from `schemas/shard.yaml`; if not given all but the maps, segments and components.
             status: only images with this status, or one of these.
 
         Raises:
             SettingError: for an unknown column.
+            DamagedRunError: if a shard cannot be read.
             OvssError: if no shard is written yet.
         """
         known = load_schema("shard").names
@@ -172,7 +182,10 @@ class Run:
         statuses = [status] if isinstance(status, str) else status
         literals = ", ".join("'" + value.replace("'", "''") + "'" for value in statuses or ())
         where = "" if statuses is None else f"WHERE status IN ({literals or 'NULL'})"
-        return self.sql(f"SELECT {', '.join(chosen)} FROM shard_rows {where} ORDER BY image_id").to_arrow_table()
+        table: pa.Table = self.sql(
+            f"SELECT {', '.join(chosen)} FROM shard_rows {where} ORDER BY image_id"
+        ).to_arrow_table()
+        return table
 
     def segments(self) -> pa.Table:
         """One row per image and class present, by ascending image_id and class_id.
@@ -180,49 +193,81 @@ class Run:
         Columns: image_id, uri, class_id, class_name and the statistics in `segments` of `schemas/shard.yaml`.
 
         Raises:
-            OvssError: if no shard is written yet.
+            DamagedRunError, OvssError: as `images`.
         """
-        return self.sql("SELECT * FROM segments ORDER BY image_id, class_id").to_arrow_table()
+        table: pa.Table = self.sql("SELECT * FROM segments ORDER BY image_id, class_id").to_arrow_table()
+        return table
 
-    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
+    def components(self) -> pa.Table:
+        """One row per connected component, by ascending image_id and class_id, the largest first.
+
+        Columns: image_id, uri, height and width of the image, class_id, class_name and the fields of `components` in
+        `schemas/shard.yaml`. `pycocotools.mask.decode({"size": [height, width], "counts": rle})` is the mask.
+
+        Raises:
+            SettingError: the run has none; it was started without `components`.
+            DamagedRunError, OvssError: as `images`.
+        """
+        if self.job.get("components") is None:
+            raise SettingError(f"{self.uri} has no components; label with --components 100 (pixels of the smallest)")
+        order = "image_id, class_id, pixels DESC, bbox_y, bbox_x"
+        table: pa.Table = self.sql(f"SELECT * FROM components ORDER BY {order}").to_arrow_table()
+        return table
+
+    def sql(self, query: str) -> Relation:
         """Query the shards that are written with DuckDB.
 
-        Views: `images` (one row per image), `segments` (one row per image and class present), `classes` (the
-        vocabulary), `shard_rows` (`images` with label_map and segments).
+        Views: `images` (one row per image), `segments` (one row per image and class present), `components` (one row
+        per connected component, if the run has any), `classes` (the vocabulary), `shard_rows` (`images` with all other
+        columns of `schemas/shard.yaml`).
 
         Returns:
-            A relation; nothing is read before `.fetchall()`, `.show()`, `.to_arrow_table()`, or, for a result larger
-            than memory, an iteration over `pa.RecordBatchReader.from_stream(relation)`.
+            A DuckDB relation; nothing is read before `.fetchall()`, `.show()`, `.to_arrow_table()`, or, for a result
+            larger than memory, an iteration over `.to_arrow_reader()`.
 
         Raises:
             SettingError: if the query is not valid.
+            DamagedRunError: if a shard cannot be read; the methods of the relation raise both too.
             OvssError: if no shard is written yet.
         """
         done = self.shards_done()
-        self._require_shards(done)
-        try:
-            self._views.update(self.manifest, done)
-            relation = self._views.connection.sql(query)
-        except duckdb.Error as error:
-            raise SettingError(f"the query cannot be run on {self.uri}: {_first_line(error)}") from error
+        if not done:
+            raise OvssError(nothing_written(self.uri))
+        with self._explained_query(done):
+            self._connections.views(done[0], self.manifest).update(self.manifest, done)
+            relation = self._connections.views(done[0], self.manifest).connection.sql(query)
         if relation is None:
             raise SettingError("the query gives no rows; write a SELECT statement")
-        return relation
+        return Relation(relation, partial(explain_query, self._connections.rows, self.manifest, done))
 
-    def label_map(self, image_id: int) -> LabelMap:
+    def label_map(self, image_id: int, *, min_confidence: float | None = None) -> LabelMap:
         """The class ids of one image, [H, W] uint8 or uint16, `vocabulary.ignore_index` where there is none.
 
         Reads the footer and one row group of one file; of an image that was labelled again, of one file per attempt.
 
+        Args:
+            min_confidence: pixels whose class is less probable than this, 0..1, count as unlabelled; for runs with
+                confidence maps.
+
         Raises:
-            SettingError: if the run has no such image.
+            SettingError: if the run has no such image, or no confidence maps.
+            DamagedRunError: if it cannot be read.
             OvssError: if the image failed (with its reason) or its shard is not written yet.
         """
-        image_id = self._checked_id(image_id)
-        row = self._read_home(image_id) if not self.manifest.retry_shards else self._read_best(image_id)
-        if row["status"] != "ok":
-            raise OvssError(f"image {image_id} ({row['uri']}) has no label map: {row['status']}, {row['error']}")
-        return self._decode(row)
+        threshold = self._threshold(min_confidence)
+        return self._decode(self._labelled_row(image_id, threshold is not None), threshold)
+
+    def confidence_map(self, image_id: int) -> npt.NDArray[np.uint8]:
+        """The probability of the winning class at every pixel of an image, [H, W] uint8: round(255 x probability).
+
+        Pixels without a label, or of the background, have that of the class that was best there, as in
+        `confidence_mean`.
+
+        Raises:
+            SettingError, DamagedRunError, OvssError: as `label_map`.
+        """
+        self._require_confidence()
+        return self._decode_confidence(self._labelled_row(image_id, True))
 
     def image(self, image_id: int) -> RgbImage:
         """One image as the segmenter saw it, uint8 [H, W, 3] RGB, from wherever it lies, also in a tar or Parquet file.
@@ -236,12 +281,93 @@ class Run:
             OvssError: if the run itself cannot be read.
         """
         image_id = self._checked_id(image_id)
-        shards = chain(self._retries_of(image_id), [self.manifest.home_of(image_id)[0]])
-        return self._pixels.read(image_id, self.manifest, shards)
+        home, _ = self.manifest.home_of(image_id)
+        shards = chain(self._connections.rows.retries_of(image_id, self.manifest), [home])
+        return self._connections.pixels.read(image_id, self.manifest, shards)
 
-    @cached_property
-    def _pixels(self) -> PixelReader:
-        return PixelReader(self._fs, self._root, self.uri, self.job, self._storage_options)
+    def label_maps(self, *, min_confidence: float | None = None) -> Iterator[tuple[int, LabelMap]]:
+        """All label maps as (image_id, [H, W] class ids), shard by shard; images that failed are left out.
+
+        Holds one row group in memory. The images of a shard that labels some again come with that shard.
+
+        Args:
+            min_confidence: as for `label_map`.
+
+        Raises:
+            SettingError, DamagedRunError: as `label_map`.
+        """
+        threshold = self._threshold(min_confidence)
+        done = self.shards_done()
+        superseded = self.superseded(done)
+        for shard in done:
+            for row in self._rows_of(shard, threshold is not None):
+                if row["status"] == "ok" and row["image_id"] not in superseded.get(shard, frozenset()):
+                    yield row["image_id"], self._decode(row, threshold)
+
+    def rows_of(self, shard: int, *, without: Set[int] = frozenset()) -> Iterator[StoredImage]:
+        """All images of one shard that is written, labelled or not, by ascending image_id; holds one row group.
+
+        Args:
+            shard: its number.
+            without: images to leave out, such as those that are `superseded`.
+        """
+        for row in self._rows_of(shard):
+            if row["image_id"] not in without:
+                labels = self._decode(row) if row["status"] == "ok" else None
+                yield StoredImage(row["image_id"], row["uri"], row["status"], row["error"], labels)
+
+    def superseded(self, done: Sequence[int]) -> Mapping[int, Set[int]]:
+        """Of these shards, the images whose row does not count, because that of a later shard does; by shard."""
+        if not done or not self.manifest.retry_shards:
+            return {}
+        with self._explained_query(done):
+            views = self._connections.views(done[0], self.manifest)
+            views.update(self.manifest, done)
+            return views.superseded()
+
+    def _rows_of(self, shard: int, confidence: bool = False) -> Iterator[dict[str, Any]]:
+        columns = [*_LOOKUP_COLUMNS, "confidence_map"] if confidence else _LOOKUP_COLUMNS
+        with explained(self.uri), self._open_shard(shard) as parquet:
+            for group in range(parquet.num_row_groups):
+                yield from parquet.read_row_group(group, columns=columns).to_pylist()
+
+    def _labelled_row(self, image_id: int, confidence: bool) -> dict[str, Any]:
+        number = self._checked_id(image_id)
+        columns = [*_LOOKUP_COLUMNS, "confidence_map"] if confidence else _LOOKUP_COLUMNS
+        row = self._connections.rows.row_of(number, self.manifest, columns)
+        if row["status"] != "ok":
+            raise OvssError(f"image {number} ({row['uri']}) has no label map: {row['status']}, {row['error']}")
+        return row
+
+    def _decode(self, row: Mapping[str, Any], threshold: float | None = None) -> LabelMap:
+        try:
+            labels = decode_label_map(row["label_map"], row["height"], row["width"], self.vocabulary.label_dtype)
+        except OvssError as error:
+            raise self._damaged_image(row, error) from error
+        if threshold is not None:
+            labels[self._decode_confidence(row) < threshold] = self.vocabulary.ignore_index
+        return labels
+
+    def _decode_confidence(self, row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+        try:
+            return decode_confidence_map(row["confidence_map"], row["height"], row["width"])
+        except OvssError as error:
+            raise self._damaged_image(row, error) from error
+
+    def _damaged_image(self, row: Mapping[str, Any], error: Exception) -> DamagedRunError:
+        return DamagedRunError(f"image {row['image_id']} of {self.uri}: {error}")
+
+    def _threshold(self, min_confidence: float | None) -> float | None:
+        if min_confidence is None:
+            return None
+        if not 0 <= min_confidence <= 1:
+            raise SettingError(f"min_confidence is {min_confidence}; give a probability from 0 to 1")
+        self._require_confidence()
+        return 255 * min_confidence
+
+    def _require_confidence(self) -> None:
+        if self.job.get("confidence_map", "none") == "none":
+            raise SettingError(f"{self.uri} has no confidence maps; label with --confidence-map uint8")
 
     def _checked_id(self, image_id: int) -> int:
         try:
@@ -252,169 +378,20 @@ class Run:
             raise SettingError(f"{self.uri} has no image {number}: its image ids are 0 to {self.num_images - 1}")
         return number
 
-    def _read_best(self, image_id: int) -> dict[str, Any]:
-        """The row that counts, by the rule of `ShardViews`."""
-        latest_failed: dict[str, Any] | None = None
-        for shard in self._retries_of(image_id):
-            try:
-                with self._open_shard(shard) as parquet:
-                    row = _read_image(parquet, image_id)
-            except _NotWrittenError:
-                continue
-            if row is not None and row["status"] == "ok":
-                return row
-            latest_failed = latest_failed or row
-        try:
-            home = self._read_home(image_id)
-        except _NotWrittenError:
-            if latest_failed is None:
-                raise
-            return latest_failed
-        return home if home["status"] == "ok" or latest_failed is None else latest_failed
-
-    def _read_home(self, image_id: int) -> dict[str, Any]:
-        shard, position = self.manifest.home_of(image_id)
-        with self._open_shard(shard) as parquet:
-            row = _read_row(parquet, position, _LOOKUP_COLUMNS)
-        if row is None or row["image_id"] != image_id:
-            raise OvssError(f"{self._uri_of(shard)} lacks image {image_id}; remove the file and continue the run")
-        return row
-
-    def _retries_of(self, image_id: int) -> Iterator[int]:
-        """The shards that may hold the image once more, latest first."""
-        for part in reversed(range(len(self.manifest.parts))):
-            if self.manifest.parts[part].retry:
-                firsts = self._first_ids(self.manifest.parts[part].name)
-                group = bisect_right(firsts, image_id) - 1
-                if group >= 0:
-                    yield self.manifest.shards_of(part)[group]
-
-    def _first_ids(self, part: str) -> list[int]:
-        """The first image of each shard of a part whose images are labelled again; they ascend."""
-        if part not in self._retry_parts:
-            with self._fs.open(f"{self._root}/{part}", "rb") as file:
-                footer = pq.read_metadata(file)
-            groups = range(footer.num_row_groups)
-            column = footer.schema.names.index("image_id")
-            self._retry_parts[part] = [footer.row_group(group).column(column).statistics.min for group in groups]
-        return self._retry_parts[part]
-
-    def label_maps(self) -> Iterator[tuple[int, LabelMap]]:
-        """All label maps as (image_id, [H, W] class ids), shard by shard; images that failed are left out.
-
-        Holds one row group in memory. The images of a shard that labels some again come with that shard.
-        """
-        done = self.shards_done()
-        superseded = self.superseded(done)
-        for shard in done:
-            for image in self.rows_of(shard, without=superseded.get(shard, frozenset())):
-                if image.labels is not None:
-                    yield image.image_id, image.labels
-
-    def rows_of(self, shard: int, *, without: Set[int] = frozenset()) -> Iterator[StoredImage]:
-        """All images of one shard that is written, labelled or not, by ascending image_id; holds one row group.
-
-        Args:
-            shard: its number.
-            without: images to leave out, such as those that are `superseded`.
-        """
-        with explained(self.uri), self._open_shard(shard) as parquet:
-            for group in range(parquet.num_row_groups):
-                for row in parquet.read_row_group(group, columns=_LOOKUP_COLUMNS).to_pylist():
-                    if row["image_id"] not in without:
-                        labels = self._decode(row) if row["status"] == "ok" else None
-                        yield StoredImage(row["image_id"], row["uri"], row["status"], row["error"], labels)
-
-    def superseded(self, done: Sequence[int]) -> Mapping[int, Set[int]]:
-        """Of these shards, the images whose row does not count, because that of a later shard does; by shard."""
-        if not done or not self.manifest.retry_shards:
-            return {}
-        self._views.update(self.manifest, done)
-        return self._views.superseded()
-
     def _read_additions(self) -> None:
         with explained(self.uri):
-            self.additions = tuple(read_additions(self._fs, self._root, self.uri))
+            found = read_additions(self._connections.fs, self._connections.root, self.uri)
+        self.additions = tuple(found)
         self.manifest = grown(self._planned, self.additions)
-        self._retry_parts: dict[str, list[int]] = {}
-
-    def _decode(self, row: Mapping[str, Any]) -> LabelMap:
-        try:
-            return decode_label_map(row["label_map"], row["height"], row["width"], self.vocabulary.label_dtype)
-        except OvssError as error:
-            raise DamagedRunError(f"image {row['image_id']} of {self.uri}: {error}") from error
-
-    @cached_property
-    def _views(self) -> ShardViews:
-        with self._open_shard(self.shards_done()[0]):  # refuses shards of a newer version
-            return ShardViews(self._fs, self._shards, self.vocabulary)
 
     @contextmanager
     def _open_shard(self, shard: int) -> Iterator[pq.ParquetFile]:
-        path = f"{self._shards}/{shard:08d}.parquet"
+        with self._connections.rows.open(shard, self.manifest) as parquet:
+            yield parquet
+
+    @contextmanager
+    def _explained_query(self, done: Sequence[int]) -> Iterator[None]:
         try:
-            # Without read-ahead: fetch the footer and the columns that are asked for, not the rest of the file.
-            file = self._fs.open(path, "rb", cache_type="none")
-        except FileNotFoundError:
-            done = self.shards_done()
-            self._require_shards(done)
-            raise _NotWrittenError(
-                f"shard {shard} of {self.uri} is not written yet ({len(done)} of {self.num_shards} are); "
-                "continue the run to label its images"
-            ) from None
-        with file:
-            try:
-                parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
-                check_schema(parquet.schema_arrow, "shard", self._uri_of(shard))
-                yield parquet
-            except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-                if not _tells_damage(error):
-                    raise
-                reason = _first_line(error)
-                raise DamagedRunError(
-                    f"{self._uri_of(shard)} is damaged ({reason}); remove it and continue the run"
-                ) from error
-
-    def _require_shards(self, done: Sequence[int]) -> None:
-        if not done:
-            raise OvssError(f"no shard of {self.uri} is written yet; start or continue the run, or wait for the first")
-
-    def _uri_of(self, shard: int) -> str:
-        return f"{self.uri}/shards/{shard:08d}.parquet"
-
-
-def _read_row(parquet: pq.ParquetFile, position: int, columns: list[str]) -> dict[str, Any] | None:
-    """The row at `position` of the file, or None beyond its end; reads its row group only."""
-    for group in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
-        if position < rows:
-            row: dict[str, Any] = parquet.read_row_group(group, columns=columns).slice(position, 1).to_pylist()[0]
-            return row
-        position -= rows
-    return None
-
-
-def _read_image(parquet: pq.ParquetFile, image_id: int) -> dict[str, Any] | None:
-    """The row of an image in a file sorted by image_id, or None; reads the row groups that may hold it."""
-    column = parquet.metadata.schema.names.index("image_id")
-    for group in range(parquet.num_row_groups):
-        statistics = parquet.metadata.row_group(group).column(column).statistics
-        if statistics.min <= image_id <= statistics.max:
-            ids = parquet.read_row_group(group, columns=["image_id"])["image_id"]
-            position = ids.index(image_id).as_py()
-            if position >= 0:
-                rows = parquet.read_row_group(group, columns=_LOOKUP_COLUMNS)
-                row: dict[str, Any] = rows.slice(position, 1).to_pylist()[0]
-                return row
-    return None
-
-
-def _tells_damage(error: Exception) -> bool:
-    """Whether it is about the bytes of a Parquet file: PyArrow says so by a plain `OSError` too."""
-    if not isinstance(error, OSError):
-        return True
-    return error.errno is None and not isinstance(error, OvssError) and store_failure(error) == "other"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or repr(error)
+            yield
+        except duckdb.Error as error:
+            raise explain_query(self._connections.rows, self.manifest, done, error) from error

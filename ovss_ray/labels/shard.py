@@ -14,15 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovss_ray.errors import DamagedRunError, ImageError
-from ovss_ray.labels.codecs import LabelMap, encode_label_map
+from ovss_ray.labels.codecs import LabelMap, encode_confidence_map, encode_label_map
+from ovss_ray.labels.regions import FloatArray
 from ovss_ray.labels.schema import METADATA_PREFIX, check_schema, load_schema
-from ovss_ray.labels.statistics import FloatArray, SegmentStatistics, segment_statistics
+from ovss_ray.labels.statistics import ComponentStatistics, SegmentStatistics, describe
 
 # A single look-up reads one row group's label maps: 2 MiB take an object store about as long as the request itself.
 # Measured on 1024 maps of 8 KB: groups of 256 cost 1 % of the file's size, and queries over the statistics take 1.3
 # times as long as with one group; groups of 64 cost 4 % and take three times as long.
 _GROUP_LABEL_BYTES = 2 << 20
 _GROUP_ROWS_MIN = 64
+MAPS = ("label_map", "confidence_map")
+"""Columns that hold most of the bytes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class ImageRow:
     confidence_mean: float | None = None
     margin_mean: float | None = None
     segments: tuple[SegmentStatistics, ...] | None = None
+    confidence_map: bytes | None = None
+    components: tuple[ComponentStatistics, ...] | None = None
 
 
 def summarise(
@@ -52,6 +57,8 @@ def summarise(
     *,
     ignore_index: int,
     codec: str = "png",
+    keep_confidence: bool = False,
+    smallest_component: int | None = None,
     extra: str | None = None,
 ) -> ImageRow:
     """The row of an image that was labelled.
@@ -60,14 +67,16 @@ def summarise(
         labels: [H, W] uint8 or uint16, class ids; `ignore_index` where a pixel has no class.
         confidence: [H, W] floating point in 0..1, probability of the winning class.
         margin: [H, W] floating point in 0..1, probability of the winning class minus that of the second.
-        codec: how the label map is stored, "png" or "zstd".
+        codec: how the label map and the confidence map are stored, "png" or "zstd".
+        keep_confidence: whether the row gets a confidence map.
+        smallest_component: pixels of the smallest connected component that the row describes; None for none.
         extra: what the list of images says about it, as a JSON object.
 
     Raises:
         ValueError: if the arrays differ in shape or `labels` is not a label map.
         SettingError: for an unknown codec.
     """
-    segments = segment_statistics(labels, confidence, margin, ignore_index)
+    found = describe(labels, confidence, margin, ignore_index, smallest_component=smallest_component)
     height, width = labels.shape
     return ImageRow(
         image_id=image_id,
@@ -77,10 +86,12 @@ def summarise(
         height=height,
         width=width,
         label_map=encode_label_map(labels, codec),
-        labelled_fraction=sum(segment.pixels for segment in segments) / labels.size,
+        labelled_fraction=sum(segment.pixels for segment in found.segments) / labels.size,
         confidence_mean=float(confidence.mean(dtype=np.float64)),
         margin_mean=float(margin.mean(dtype=np.float64)),
-        segments=segments,
+        segments=found.segments,
+        confidence_map=encode_confidence_map(confidence, codec) if keep_confidence else None,
+        components=found.components,
     )
 
 
@@ -92,8 +103,8 @@ def failed_row(image_id: int, uri: str, error: ImageError, extra: str | None = N
 def encode_shard(rows: Iterable[ImageRow], metadata: Mapping[str, str]) -> bytes:
     """The Parquet file of one shard, its rows sorted by image_id; equal input gives equal bytes.
 
-    Label maps are stored as they are (they are compressed already), without dictionary or statistics; all other
-    columns are compressed with zstd. Hugging Face `datasets` shows the PNGs after
+    Label and confidence maps are stored as they are (they are compressed already), without dictionary or statistics;
+    all other columns are compressed with zstd. Hugging Face `datasets` shows the PNGs after
     `cast_column("label_map", Image())`; it takes no hint from the footer for a binary column.
 
     Args:
@@ -107,12 +118,14 @@ def encode_shard(rows: Iterable[ImageRow], metadata: Mapping[str, str]) -> bytes
     image_ids = [row.image_id for row in ordered]
     if len(set(image_ids)) != len(image_ids):
         raise ValueError("two rows of a shard have the same image_id")
-    table = pa.Table.from_arrays(
-        [_column(field, [getattr(row, field.name) for row in ordered]) for field in load_schema("shard")],
-        schema=_schema_with(metadata),
-    )
+    schema = _schema_with(metadata)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=_rows_per_group(ordered), **_parquet_options(table.schema))
+    step = _rows_per_group(ordered)
+    with pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as writer:
+        for start in range(0, max(len(ordered), 1), step):  # one group at a time: a column of text ends at 2 GB
+            group = ordered[start : start + step]
+            columns = [_column(field, [getattr(row, field.name) for row in group]) for field in schema]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(len(group), 1))
     encoded: bytes = sink.getvalue().to_pybytes()
     return encoded
 
@@ -149,14 +162,14 @@ def _schema_with(metadata: Mapping[str, str]) -> pa.Schema:
 
 
 def _column(field: pa.Field, values: Sequence[Any]) -> pa.Array:
-    if field.name != "segments":
+    if not pa.types.is_list(field.type):
         return pa.array(values, field.type)
     # Column by column: several times faster than a dictionary per segment.
-    flat = [segment for segments in values for segment in segments or ()]
+    flat = [item for items in values for item in items or ()]
     struct = field.type.value_type
     children = [pa.array(list(map(attrgetter(child.name), flat)), child.type) for child in struct]
-    offsets = np.cumsum([0, *(len(segments or ()) for segments in values)], dtype=np.int32)
-    is_null = pa.array([segments is None for segments in values], pa.bool_())
+    offsets = np.cumsum([0, *(len(items or ()) for items in values)], dtype=np.int32)
+    is_null = pa.array([items is None for items in values], pa.bool_())
     return pa.ListArray.from_arrays(
         pa.array(offsets), pa.StructArray.from_arrays(children, fields=list(struct)), field.type, mask=is_null
     )
@@ -165,12 +178,14 @@ def _column(field: pa.Field, values: Sequence[Any]) -> pa.Array:
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
     leaves = [path for field in schema for path in _leaf_paths(field.name, field.type)]
     return {
-        "compression": {path: "none" if path == "label_map" else "zstd" for path in leaves},
+        "compression": {path: "none" if path in MAPS else "zstd" for path in leaves},
         # `verify` finds a flipped bit anywhere by them; a zstd label map has no checksum of its own.
         "write_page_checksum": True,
-        "use_dictionary": ["status", "error", "segments.list.element.class_id"],
-        # Engines do not prune by the statistics of list items; those of label maps would copy whole maps.
-        "write_statistics": [field.name for field in schema if field.name not in ("label_map", "segments")],
+        "use_dictionary": ["status", "error", "segments.list.element.class_id", "components.list.element.class_id"],
+        # Engines do not prune by the statistics of list items; those of maps would copy whole maps.
+        "write_statistics": [
+            field.name for field in schema if field.name not in MAPS and not pa.types.is_list(field.type)
+        ],
     }
 
 

@@ -1,4 +1,4 @@
-"""Statistics of every class in a label map, all from one list of row runs; NumPy only."""
+"""Statistics of every class in a label map, and of its connected components, in one pass over its regions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ovss_ray.labels.codecs import LabelMap, check_label_map
+from ovss_ray.labels.masks import encode_masks
+from ovss_ray.labels.regions import FloatArray, Found, IntArray, RegionFinder, Regions, concatenated, count_boundary
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.floating]
+MAX_COMPONENTS = 10_000
+"""Components that are described in one image, the largest; noise has millions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,47 @@ class SegmentStatistics:
     margin_mean: float
 
 
+@dataclass(frozen=True, slots=True)
+class ComponentStatistics:
+    """One 8-connected component of one class; the fields are those of `components` in `schemas/shard.yaml`."""
+
+    class_id: int
+    pixels: int
+    area_fraction: float
+    bbox_x: int
+    bbox_y: int
+    bbox_w: int
+    bbox_h: int
+    centroid_x: float
+    centroid_y: float
+    confidence_mean: float
+    rle: str | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a label map holds: a row per class by ascending id, and per component, None if they were not asked for."""
+
+    segments: tuple[SegmentStatistics, ...]
+    components: tuple[ComponentStatistics, ...] | None
+
+
 def segment_statistics(
     labels: LabelMap, confidence: FloatArray, margin: FloatArray, ignore_index: int
 ) -> tuple[SegmentStatistics, ...]:
-    """Describe each class that has at least one pixel, by ascending class id.
+    """The `segments` of `describe`."""
+    return describe(labels, confidence, margin, ignore_index).segments
+
+
+def describe(
+    labels: LabelMap,
+    confidence: FloatArray,
+    margin: FloatArray,
+    ignore_index: int,
+    *,
+    smallest_component: int | None = None,
+) -> Description:
+    """Describe each class that has at least one pixel, and each connected component above a size.
 
     Args:
         labels: [H, W] uint8 or uint16, class ids.
@@ -48,8 +87,11 @@ def segment_statistics(
         margin: [H, W] floating point, probability of the winning class minus that of the second.
         ignore_index: the label of unlabelled pixels. They get no entry, yet count in the denominator of
             `area_fraction` and as another label at a boundary.
+        smallest_component: pixels of the smallest component that is described; None for none. Of more than
+            `MAX_COMPONENTS` the largest are.
 
-    Sums are taken in float64 and in a fixed order.
+    Sums are taken in float64 and in a fixed order. Memory beside the arrays is bounded for any label map; components
+    take some 11 bytes a pixel, where it is noise.
 
     Raises:
         ValueError: if `labels` is not a label map or the shapes differ.
@@ -59,145 +101,78 @@ def segment_statistics(
         raise ValueError(
             f"labels {labels.shape}, confidence {confidence.shape} and margin {margin.shape} differ in shape"
         )
-    runs = _Runs.of(labels)
-    pixels = runs.sum_by_class(runs.lengths)
-    components = _count_components(runs)
-    left, top, right, bottom = runs.boxes()
-    # Twice the sum of the columns of a run: exact in integers.
-    double_x = runs.sum_by_class((runs.left + runs.right) * runs.lengths)
-    y = runs.sum_by_class(runs.row * runs.lengths)
-    boundary = _count_boundary(labels)[runs.classes]
-    confidence_sum = runs.sum_by_class(runs.sum_over(confidence))
-    margin_sum = runs.sum_by_class(runs.sum_over(margin))
+    finder = RegionFinder(labels, confidence, margin, remember=smallest_component is not None)
+    classes, components = Regions.none(), np.zeros(0, np.int64)
+    kept = _Largest(ignore_index, smallest_component)
+    for found in finder.find():
+        fresh, counts = found.regions.by_label()
+        merged = classes.followed_by(fresh)
+        _, group = np.unique(merged.label, return_inverse=True)
+        components = np.bincount(group, np.concatenate([components, counts])).astype(np.int64)
+        classes = merged.united(group, len(components))
+        kept.add(found)
+    segments = _segments(classes, components, labels, ignore_index)
+    if smallest_component is None:
+        return Description(segments, None)
+    listed = kept.listed()
+    masks = encode_masks(finder.numbers_of_rows(listed.numbers), len(listed.numbers), labels.shape)
+    return Description(segments, _components(listed.regions, masks, labels.size))
 
+
+class _Largest:
+    """Keeps the regions to describe; drops what is too small before anything is computed for it."""
+
+    def __init__(self, ignore_index: int, smallest: int | None) -> None:
+        self._ignore_index = ignore_index
+        self._smallest = smallest
+        self._found: list[Found] = []
+        self._count = 0
+
+    def add(self, found: Found) -> None:
+        if self._smallest is None:
+            return
+        wanted = (found.regions.label != self._ignore_index) & (found.regions.pixels >= self._smallest)
+        self._found.append(Found(found.regions.take(wanted), found.numbers[wanted]))
+        self._count += int(wanted.sum())
+        if self._count > 4 * MAX_COMPONENTS:
+            self._found = [self._cut(concatenated(self._found))]
+            self._count = MAX_COMPONENTS
+
+    def listed(self) -> Found:
+        """By class, the largest first."""
+        all_ = self._cut(concatenated(self._found))
+        order = np.lexsort((all_.numbers, -all_.regions.pixels, all_.regions.label))
+        return Found(all_.regions.take(order), all_.numbers[order])
+
+    def _cut(self, found: Found) -> Found:
+        order = np.lexsort((found.numbers, -found.regions.pixels))[:MAX_COMPONENTS]
+        return Found(found.regions.take(order), found.numbers[order])
+
+
+def _segments(
+    classes: Regions, components: IntArray, labels: LabelMap, ignore_index: int
+) -> tuple[SegmentStatistics, ...]:
+    boundary = count_boundary(labels)[classes.label]
+    confidence, margin = classes.sums / classes.pixels
+    pixels, x, y, w, h, center_x, center_y = _geometry(classes)
     columns = (
-        runs.classes,
-        pixels,
-        pixels / labels.size,
-        components,
-        left,
-        top,
-        right - left + 1,
-        bottom - top + 1,
-        double_x / (2 * pixels),
-        y / pixels,
-        boundary,
-        confidence_sum / pixels,
-        margin_sum / pixels,
-    )
+        classes.label, pixels, pixels / labels.size, components, x, y, w, h, center_x, center_y, boundary,
+        confidence, margin,
+    )  # fmt: skip
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return tuple(SegmentStatistics(*row) for row in rows if row[0] != ignore_index)
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """Maximal stretches of one label inside a row, in reading order; together they tile the label map.
-
-    Flat positions count the pixels in reading order. `order` sorts the runs by class and keeps the reading order
-    within a class; `first` is where each class begins in that order.
-    """
-
-    width: int
-    start: IntArray  # [R] flat position of the first pixel
-    end: IntArray  # [R] flat position of the last pixel
-    label: npt.NDArray[np.unsignedinteger]  # [R]
-    row: IntArray  # [R]
-    order: npt.NDArray[np.intp]  # [R]
-    first: npt.NDArray[np.intp]  # [C]
-    classes: IntArray  # [C] the labels that occur, ascending
-
-    @classmethod
-    def of(cls, labels: LabelMap) -> _Runs:
-        height, width = labels.shape
-        begins = np.ones((height, width), np.bool_)
-        np.not_equal(labels[:, 1:], labels[:, :-1], out=begins[:, 1:])
-        start = np.flatnonzero(begins)
-        end = np.append(start[1:], labels.size) - 1
-        label = labels.reshape(-1)[start]
-        order = np.argsort(label, kind="stable")
-        sorted_label = label[order]
-        first = np.flatnonzero(np.append(True, sorted_label[1:] != sorted_label[:-1]))
-        classes = sorted_label[first].astype(np.int64)
-        return cls(width, start, end, label, start // width, order, first, classes)
-
-    @property
-    def lengths(self) -> IntArray:
-        return self.end - self.start + 1
-
-    @property
-    def left(self) -> IntArray:
-        return self.start - self.row * self.width
-
-    @property
-    def right(self) -> IntArray:
-        return self.end - self.row * self.width
-
-    def sum_by_class(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """[R] -> [C]: the sum over the runs of each class."""
-        return np.add.reduceat(values[self.order], self.first)
-
-    def sum_over(self, image: FloatArray) -> npt.NDArray[np.float64]:
-        """[H, W] -> [R]: the sum of the image's pixels along each run."""
-        return np.add.reduceat(image.reshape(-1), self.start, dtype=np.float64)
-
-    def boxes(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """Leftmost column, topmost row, rightmost column and bottom row of each class, each [C]."""
-        rows = self.row[self.order]  # ascending within a class
-        last = np.append(self.first[1:], len(rows)) - 1
-        left = np.minimum.reduceat(self.left[self.order], self.first)
-        right = np.maximum.reduceat(self.right[self.order], self.first)
-        return left, rows[self.first], right, rows[last]
+def _components(regions: Regions, masks: list[str | None], size: int) -> tuple[ComponentStatistics, ...]:
+    confidence = regions.sums[0] / regions.pixels
+    pixels, *boxes_and_centers = _geometry(regions)
+    columns = (regions.label, pixels, pixels / size, *boxes_and_centers, confidence)
+    rows = zip(*(column.tolist() for column in columns), masks, strict=True)
+    return tuple(ComponentStatistics(*row) for row in rows)
 
 
-def _count_components(runs: _Runs) -> IntArray:
-    """Number of 8-connected components of each class, [C]: the runs that touch, united until nothing changes."""
-    upper, lower = _touching_runs(runs)
-    root = np.arange(len(runs.start))
-    while len(upper):
-        a, b = root[upper], root[lower]
-        apart = a != b
-        upper, lower, a, b = upper[apart], lower[apart], a[apart], b[apart]
-        # Every root that has a smaller neighbour hangs itself under one of them: no cycles, whichever wins.
-        root[np.maximum(a, b)] = np.minimum(a, b)
-        root = _flatten(root)
-    is_root = root == np.arange(len(root))
-    return np.asarray(runs.sum_by_class(is_root.astype(np.int64)), np.int64)
-
-
-def _flatten(root: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    while True:
-        above = root[root]
-        if np.array_equal(above, root):
-            return root
-        root = above
-
-
-def _touching_runs(runs: _Runs) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The pairs (run, run of the same label in the next row) that share an edge or a corner.
-
-    The runs of a row tile it, so those that touch a run from below are consecutive: from the one that holds the
-    pixel below and left of the run's first pixel to the one below and right of its last.
-    """
-    above = np.flatnonzero(runs.row < runs.row[-1])
-    next_row = (runs.row[above] + 1) * runs.width
-    leftmost = np.maximum(runs.start[above] + runs.width - 1, next_row)
-    rightmost = np.minimum(runs.end[above] + runs.width + 1, next_row + runs.width - 1)
-    begin = np.searchsorted(runs.start, leftmost, side="right") - 1
-    counts = np.searchsorted(runs.start, rightmost, side="right") - begin
-    upper = np.repeat(above, counts)
-    offset = np.arange(len(upper)) - np.repeat(np.cumsum(counts) - counts, counts)
-    lower = np.repeat(begin, counts) + offset
-    same = runs.label[upper] == runs.label[lower]
-    return upper[same], lower[same]
-
-
-def _count_boundary(labels: LabelMap) -> IntArray:
-    """Number of boundary pixels of each label, indexed by label up to the dtype's largest."""
-    boundary = np.zeros(labels.shape, np.bool_)
-    beside = labels[:, 1:] != labels[:, :-1]
-    below = labels[1:] != labels[:-1]
-    boundary[:, 1:] |= beside
-    boundary[:, :-1] |= beside
-    boundary[1:] |= below
-    boundary[:-1] |= below
-    return np.bincount(labels[boundary], minlength=np.iinfo(labels.dtype).max + 1)
+def _geometry(regions: Regions) -> tuple[npt.NDArray[Any], ...]:
+    """Pixels, x, y, width and height of the box, x and y of the centroid."""
+    pixels, double_x, y = regions.counts
+    left, top, right, bottom = regions.boxes
+    return pixels, left, top, right - left + 1, bottom - top + 1, double_x / (2 * pixels), y / pixels

@@ -19,7 +19,7 @@ from ovss_ray.labels.layout import Manifest
 from ovss_ray.labels.schema import load_schema
 from ovss_ray.vocabulary import Vocabulary
 
-BULKY_COLUMNS = ("label_map", "segments")
+BULKY_COLUMNS = ("label_map", "segments", "confidence_map", "components")
 """Columns of a shard that the view `images` leaves out."""
 
 
@@ -32,8 +32,9 @@ class ShardViews:
     Views:
 
     * `shard_rows`: every column, one row per image;
-    * `images`: the same without label map and segments;
+    * `images`: the same without `BULKY_COLUMNS`;
     * `segments`: one row per image and class present, with all statistics;
+    * `components`: one row per connected component, if the run describes them;
     * `classes`: the vocabulary; the table of `schemas/classes.yaml`, its id and name as class_id and class_name.
 
     Of an image that was labelled again the row with labels counts, of several (or none) that of the latest shard.
@@ -42,9 +43,12 @@ class ShardViews:
         fs: where the run lies.
         shards: folder of the shard files on `fs`; holds one file at least.
         vocabulary: the classes.
+        columns: of the shards; older versions wrote fewer, and nothing stands in their place.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, shards: str, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, fs: fsspec.AbstractFileSystem, shards: str, vocabulary: Vocabulary, columns: Sequence[str]
+    ) -> None:
         self.connection = duckdb.connect(
             config={
                 # All that is needed is built in; a query must never wait for a download.
@@ -59,11 +63,14 @@ class ShardViews:
             self.connection.register_filesystem(_ExactReads(fs))
             self._folder = f"{_protocols(fs)[0]}://{self._folder}"
         self._retried: tuple[int, ...] = ()
+        missing = [name for name in load_schema("shard").names if name not in columns]
+        self._missing = "".join(f", NULL::{_duckdb_type(name)} AS {name}" for name in missing)
         _create_classes(self.connection, vocabulary)
         self._create_shard_rows()
         bulky = ", ".join(BULKY_COLUMNS)
         self.connection.execute(f"CREATE VIEW images AS SELECT * EXCLUDE ({bulky}) FROM shard_rows")
-        self.connection.execute(_create_segments())
+        self.connection.execute(_create_view("segments"))
+        self.connection.execute(_create_view("components", "height, width, "))
 
     def update(self, manifest: Manifest, done: Sequence[int]) -> None:
         """Take account of the shards that are written: costs nothing unless one of them labels images again.
@@ -88,11 +95,11 @@ class ShardViews:
     def _create_shard_rows(self) -> None:
         """The only place that says which row counts for an image."""
         files = _literal(f"{self._folder}/{'[0-9]' * 8}.parquet")  # not a copy that somebody left there
-        rows = f"SELECT * FROM read_parquet({files})"
+        rows = f"SELECT *{self._missing} FROM read_parquet({files})"
         if self._retried:
             # An anti join with a small table, not a window over all rows: label maps stay where they are.
             rows = f"""
-                SELECT stored.* EXCLUDE (filename) FROM read_parquet({files}, filename = true) AS stored
+                SELECT stored.* EXCLUDE (filename){self._missing} FROM read_parquet({files}, filename = true) AS stored
                 ANTI JOIN superseded ON superseded.image_id = stored.image_id AND superseded.shard = {_SHARD}
             """
         self.connection.execute(f"CREATE OR REPLACE VIEW shard_rows AS {rows}")
@@ -145,15 +152,24 @@ def _create_classes(connection: duckdb.DuckDBPyConnection, vocabulary: Vocabular
     connection.unregister("vocabulary_table")
 
 
-def _create_segments() -> str:
-    statistics = [field.name for field in load_schema("shard").field("segments").type.value_type]
-    own = ", ".join(f"segment.{name} AS {name}" for name in statistics if name != "class_id")
+def _create_view(column: str, of_image: str = "") -> str:
+    """A view with one row per element of a list column, and more about its image."""
+    fields = [field.name for field in load_schema("shard").field(column).type.value_type]
+    own = ", ".join(f"item.{name} AS {name}" for name in fields if name != "class_id")
     return f"""
-        CREATE VIEW segments AS
-        SELECT image_id, uri, segment.class_id AS class_id, class_name, {own}
-        FROM (SELECT image_id, uri, unnest(segments) AS segment FROM shard_rows)
-        LEFT JOIN classes ON classes.class_id = segment.class_id
+        CREATE VIEW {column} AS
+        SELECT image_id, uri, {of_image}item.class_id AS class_id, class_name, {own}
+        FROM (SELECT image_id, uri, {of_image}unnest({column}) AS item FROM shard_rows)
+        LEFT JOIN classes ON classes.class_id = item.class_id
     """
+
+
+def _duckdb_type(column: str) -> str:
+    """What DuckDB calls the type of a column of the shards."""
+    empty = load_schema("shard").empty_table().select([column])
+    with duckdb.connect() as connection:
+        connection.register("empty", empty)
+        return str(connection.sql("SELECT * FROM empty").types[0])
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:

@@ -34,6 +34,9 @@ LISTING_SETTINGS = tuple(
 )
 """The settings of a job that say which images of its input it takes; `list_images` has arguments of these names."""
 
+LATER_FIELDS = {name: JobSpec.model_fields[name].default for name in ("confidence_map", "components")}
+"""Fields of the identity that runs of older versions do not have, with what they stand for there."""
+
 
 @dataclass(frozen=True)
 class ResolvedSpec:
@@ -195,6 +198,7 @@ def identity(resolved: ResolvedSpec, manifest: Manifest) -> dict[str, Any]:
         "vocabulary": json.loads(resolved.vocabulary.to_json()),
         "decoding": {"version": DECODING_VERSION, "max_pixels": spec.max_pixels},
         "label_map": spec.label_map,
+        **{name: getattr(spec, name) for name in LATER_FIELDS},
         "package_version": __version__,
     }
 
@@ -251,7 +255,7 @@ def take_over(
         RunMismatchError: the job differs from the run in a field that changes labels; lists the differences.
     """
     manifest = grown(Manifest.from_json(record["manifest"]), additions)
-    stored = record["identity"]
+    stored = {**LATER_FIELDS, **record["identity"]}
     spec = resolved.spec
     updates: dict[str, Any] = {}
     if spec.dtype == "auto":

@@ -208,7 +208,15 @@ class _Checker:
 
     def _expected(self, shard: int, images: list[tuple[int, str]] | None) -> ExpectedShard:
         run = self._run
-        return ExpectedShard(shard, run.fingerprint, run.manifest.images_in(shard), images, run.vocabulary)
+        return ExpectedShard(
+            shard,
+            run.fingerprint,
+            run.manifest.images_in(shard),
+            images,
+            run.vocabulary,
+            confidence=run.job.get("confidence_map", "none") != "none",
+            smallest_component=run.job.get("components"),
+        )
 
 
 def _damaged_classes(run: Run, directory: RunDirectory) -> list[DamagedFile]:

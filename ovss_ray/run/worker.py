@@ -332,6 +332,8 @@ class Worker:
                 outcome.margin,
                 ignore_index=self._job.vocabulary.ignore_index,
                 codec=self._job.spec.label_map,
+                keep_confidence=self._job.spec.confidence_map != "none",
+                smallest_component=self._job.spec.components,
                 extra=image.extra,
             )
         except ValueError as error:  # what the method returned is no label map

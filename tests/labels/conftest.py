@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -29,7 +30,9 @@ class WrittenRun:
     labels: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)  # of the labelled images
 
 
-def draw_row(image_id: int, vocabulary: Vocabulary, codec: str) -> tuple[ImageRow, npt.NDArray[np.uint8] | None]:
+def draw_row(
+    image_id: int, vocabulary: Vocabulary, codec: str, **kept: Any
+) -> tuple[ImageRow, npt.NDArray[np.uint8] | None]:
     """Image `image_id` of every test run: its size, labels and fate follow from the number."""
     uri = f"s3://images/{image_id:04d}.jpg"
     if image_id % 7 == 3:
@@ -42,22 +45,36 @@ def draw_row(image_id: int, vocabulary: Vocabulary, codec: str) -> tuple[ImageRo
         labels[:] = vocabulary.ignore_index
     confidence = rng.random(shape, np.float32)
     row = summarise(
-        image_id, uri, labels, confidence, confidence / 2, ignore_index=vocabulary.ignore_index, codec=codec
+        image_id, uri, labels, confidence, confidence / 2, ignore_index=vocabulary.ignore_index, codec=codec, **kept
     )
     return row, labels
 
 
 def write_run(
-    uri: str, *, images: int = 21, done: tuple[int, ...] | None = None, classes: int = 3, codec: str = "png"
+    uri: str,
+    *,
+    images: int = 21,
+    done: tuple[int, ...] | None = None,
+    classes: int = 3,
+    codec: str = "png",
+    confidence: bool = False,
+    components: int | None = None,
 ) -> WrittenRun:
     """Write a run of `images` images in shards of `SHARD_SIZE`, of which only those in `done` (None: all)."""
+    kept = {"keep_confidence": confidence, "smallest_component": components}
     vocabulary = load_vocabulary([f"class'{index}" for index in range(classes)])
     fs, root = fsspec.core.url_to_fs(uri)
     shards = -(-images // SHARD_SIZE)
     record = {
         "format_version": 1,
         "fingerprint": "f" * 64,
-        "job": {"shard_size": SHARD_SIZE, "label_map": codec, "method": "maskclip"},
+        "job": {
+            "shard_size": SHARD_SIZE,
+            "label_map": codec,
+            "method": "maskclip",
+            "components": components,
+            "confidence_map": "uint8" if confidence else "none",
+        },
         "vocabulary": json.loads(vocabulary.to_json()),
         "manifest": Manifest(SHARD_SIZE, "d" * 64, (Part("manifest/00000.parquet", images),)).to_json(),
     }
@@ -67,7 +84,7 @@ def write_run(
     for shard in range(shards) if done is None else done:
         rows = []
         for image_id in range(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, images)):
-            row, labels = draw_row(image_id, vocabulary, codec)
+            row, labels = draw_row(image_id, vocabulary, codec, **kept)
             rows.append(row)
             run.rows[image_id] = row
             if labels is not None:

@@ -13,7 +13,13 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from ovss_ray.errors import OvssError, SettingError
-from ovss_ray.labels import CODECS, decode_label_map, encode_label_map
+from ovss_ray.labels import (
+    CODECS,
+    decode_confidence_map,
+    decode_label_map,
+    encode_confidence_map,
+    encode_label_map,
+)
 
 DTYPES = (np.uint8, np.uint16)
 LABEL_MAPS = st.sampled_from(DTYPES).flatmap(
@@ -122,3 +128,43 @@ def test_a_map_of_another_size_is_refused(codec: str, height: int, width: int, d
     encoded = encode_label_map(np.ones((4, 5), np.uint8), codec)
     with pytest.raises(OvssError, match=f"{height} x {width} {dtype}"):
         decode_label_map(encoded, height, width, dtype)
+
+
+PROBABILITIES = st.sampled_from((np.float16, np.float32, np.float64)).flatmap(
+    lambda dtype: hnp.arrays(
+        dtype,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=40),
+        elements=st.floats(0, 1, width=np.dtype(dtype).itemsize * 8),  # type: ignore[arg-type]
+    )
+)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@given(confidence=PROBABILITIES)
+def test_a_confidence_map_comes_back_as_rounded_255ths(codec: str, confidence: npt.NDArray[np.float32]) -> None:
+    data = encode_confidence_map(confidence, codec)
+    decoded = decode_confidence_map(data, *confidence.shape)
+    assert decoded.dtype == np.uint8
+    assert np.abs(decoded - 255 * confidence.astype(np.float64)).max() <= 0.5 + 1e-4
+    if codec == "png":
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), decoded)  # as any tool reads it
+
+
+def test_what_is_no_probability_is_stored_as_the_nearest_one() -> None:
+    strange = np.array([[np.nan, -1, 2, np.inf, -np.inf, 1.0000001]], np.float32)
+    for codec in CODECS:
+        decoded = decode_confidence_map(encode_confidence_map(strange, codec), 1, 6)
+        assert decoded.tolist() == [[0, 0, 255, 255, 0, 255]]
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((0, 4), np.float32), np.zeros(5, np.float32), np.zeros((2, 2), np.uint8)])
+def test_only_maps_of_floats_are_confidence_maps(wrong: npt.NDArray[np.float32]) -> None:
+    with pytest.raises(ValueError, match=r"non-empty \[H, W\] array of floats"):
+        encode_confidence_map(wrong)
+
+
+def test_a_damaged_confidence_map_is_called_so() -> None:
+    data = encode_confidence_map(np.full((4, 5), 0.5, np.float32))
+    for damaged, size in ((data[:30], (4, 5)), (b"what", (4, 5)), (data, (5, 4))):
+        with pytest.raises(OvssError, match="a confidence map"):
+            decode_confidence_map(damaged, *size)

@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from ovss_ray.errors import IMAGE_FAILURES, ImageError, OvssError, SettingError
 from ovss_ray.labels import (
     ImageRow,
+    decode_confidence_map,
     decode_label_map,
     encode_shard,
     failed_row,
@@ -85,6 +86,8 @@ def test_every_value_is_within_the_contract(rows: list[ImageRow]) -> None:
             assert_within(row[column["name"]], column)
         is_null = {name: row[name] is None for name in row if name not in ("image_id", "uri", "status", "extra")}
         assert is_null.pop("error") == (row["status"] == "ok")
+        assert is_null.pop("confidence_map")
+        assert is_null.pop("components")
         assert set(is_null.values()) == {row["status"] != "ok"}
 
 
@@ -144,6 +147,8 @@ def test_the_file_is_laid_out_for_cheap_look_ups() -> None:
     assert label_map.compression == "UNCOMPRESSED"
     assert not label_map.has_dictionary_page
     assert not label_map.is_stats_set
+    confidence_map = columns.pop("confidence_map")
+    assert (confidence_map.compression, confidence_map.has_dictionary_page) == ("UNCOMPRESSED", False)
     assert {column.compression for column in columns.values()} == {"ZSTD"}
     assert columns["image_id"].statistics.max == 99
 
@@ -168,7 +173,7 @@ def test_two_rows_of_one_image_are_refused() -> None:
 
 def test_the_footer_says_where_the_shard_comes_from(tmp_path: Path) -> None:
     data = encode_shard([one_row()], {"fingerprint": "abc", "vocabulary": '{"name":"žluť"}'})
-    expected = {"fingerprint": "abc", "vocabulary": '{"name":"žluť"}', "schema": "shard", "schema_version": "1.0"}
+    expected = {"fingerprint": "abc", "vocabulary": '{"name":"žluť"}', "schema": "shard", "schema_version": "1.1"}
     assert read_shard_metadata(io.BytesIO(data)) == expected
     path = tmp_path / "shard.parquet"
     path.write_bytes(data)
@@ -189,3 +194,35 @@ def test_only_shards_are_read_as_shards(tmp_path: Path) -> None:
     pq.write_table(load_schema("manifest").empty_table(), path)
     with pytest.raises(OvssError, match="is a manifest table, where a shard table is expected"):
         read_shard_metadata(str(path))
+
+
+@pytest.mark.parametrize("codec", ["png", "zstd"])
+def test_confidence_maps_and_components_are_kept_if_asked_for(codec: str) -> None:
+    labels = np.zeros((6, 8), np.uint8)
+    labels[1:3, 2:5] = 1
+    labels[5, 7] = 1
+    confidence = np.linspace(0, 1, labels.size, dtype=np.float32).reshape(labels.shape)
+    row = summarise(
+        4,
+        "x",
+        labels,
+        confidence,
+        confidence,
+        ignore_index=255,
+        codec=codec,
+        keep_confidence=True,
+        smallest_component=2,
+    )
+    failed = failed_row(5, "y", ImageError("timeout", "late"))
+    data = encode_shard([failed, row], {})
+    stored = read_back(data).to_pylist()
+    kept = decode_confidence_map(stored[0]["confidence_map"], 6, 8)
+    np.testing.assert_array_equal(kept, np.rint(255 * confidence))
+    assert [(item["class_id"], item["pixels"], item["bbox_x"]) for item in stored[0]["components"]] == [
+        (0, 41, 0),
+        (1, 6, 2),
+    ]
+    assert stored[0]["components"][1]["rle"] == row.components[1].rle
+    assert (stored[1]["confidence_map"], stored[1]["components"]) == (None, None)
+    nothing = replace(row, components=())
+    assert read_back(encode_shard([nothing], {})).to_pylist()[0]["components"] == []

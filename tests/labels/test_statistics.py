@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from ovss_ray.labels import SegmentStatistics, load_contract, segment_statistics
+from ovss_ray.labels import SegmentStatistics, regions, segment_statistics
 
 Map = npt.NDArray[np.uint8]
 IGNORE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
@@ -79,16 +79,18 @@ def check(labels: Map) -> tuple[SegmentStatistics, ...]:
     return found
 
 
-def test_the_fields_are_those_of_the_schema() -> None:
-    segments = load_contract("shard")["columns"][-1]
-    assert segments["name"] == "segments"
-    assert list(SegmentStatistics.__slots__) == [field["name"] for field in segments["items"]["fields"]]
-
-
 @settings(max_examples=150, deadline=None)
 @given(labels=LABEL_MAPS)
 def test_any_label_map_is_described_as_by_plain_loops(labels: Map) -> None:
     check(labels)
+
+
+@settings(max_examples=150, deadline=None)
+@given(labels=LABEL_MAPS, band_pixels=st.integers(1, 100))
+def test_it_does_not_matter_into_how_many_bands_a_map_is_cut(labels: Map, band_pixels: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regions, "_BAND_PIXELS", band_pixels)
+        check(labels)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])

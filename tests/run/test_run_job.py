@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
+from pycocotools import mask as coco_mask
+from scipy import ndimage
 
 from ovss_ray import open_run
 from ovss_ray.errors import InputError, RunFailedError, RunMismatchError, SettingError, WeightsError
@@ -238,6 +240,8 @@ def test_continuing_labels_only_what_is_missing(make_spec: MakeSpec) -> None:
         ({"shard_size": 9}, "shard_size: the run has 8, asked for 9"),
         ({"limit": 3}, "input.limit: the run has null, asked for 3"),
         ({"label_map": "zstd"}, 'label_map: the run has "png", asked for "zstd"'),
+        ({"confidence_map": "uint8"}, 'confidence_map: the run has "none", asked for "uint8"'),
+        ({"components": 50}, "components: the run has null, asked for 50"),
     ],
 )
 def test_continuing_with_other_settings_is_refused_with_the_difference(
@@ -258,6 +262,41 @@ def finished(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> JobSpec:
     spec = JobSpec.build(values, source="test")
     run_job(spec)
     return spec
+
+
+def test_confidence_maps_and_components_are_those_of_the_segmenter_alone(make_spec: MakeSpec) -> None:
+    spec = make_spec(limit=6, confidence_map="uint8", components=30, label_map="zstd")
+    run_job(spec)
+    segmenter = load_segmenter("maskclip", clip=CLIP)
+    text = segmenter.encode_vocabulary(load_vocabulary("cat,dog,grass,sky", templates="single"))
+    with open_run(spec.run) as run:
+        listed = run.components().to_pylist()
+        for image_id in range(6):
+            alone = segmenter.segment(run.image(image_id), text)
+            kept = run.confidence_map(image_id)
+            assert np.abs(kept - 255 * alone.confidence.astype(np.float64)).max() <= 0.51
+            own = [component for component in listed if component["image_id"] == image_id]
+            numbered = {class_id: ndimage.label(alone.labels == class_id, np.ones((3, 3)))[0] for class_id in range(4)}
+            sizes = [int(n) for found in numbered.values() for n in np.bincount(found.ravel())[1:] if n >= 30]
+            assert sorted(component["pixels"] for component in own) == sorted(sizes)
+            for component in own:
+                size = [component["height"], component["width"]]
+                mask = coco_mask.decode({"size": size, "counts": component["rle"]}).astype(bool)
+                assert len(np.unique(numbered[component["class_id"]][mask])) == 1
+
+
+def test_a_run_of_a_version_without_the_newer_settings_is_continued(make_spec: MakeSpec) -> None:
+    spec = make_spec(limit=16)
+    run_job(spec)
+    record = Path(spec.run) / "run.json"
+    stored = json.loads(record.read_text())
+    for name in ("confidence_map", "components"):
+        del stored["identity"][name], stored["job"][name]
+    record.write_text(json.dumps(stored))
+    (Path(spec.run) / "shards/00000001.parquet").unlink()
+    assert run_job(spec).labelled == 16
+    with pytest.raises(RunMismatchError, match='confidence_map: the run has "none", asked for "uint8"'):
+        run_job(spec.model_copy(update={"confidence_map": "uint8"}))
 
 
 def test_a_run_without_the_table_of_classes_is_read_and_gets_it_when_continued(make_spec: MakeSpec) -> None:

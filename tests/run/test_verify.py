@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from ovss_ray import open_run
 from ovss_ray.errors import DamagedRunError, OvssError
 from ovss_ray.images.stores import open_store
+from ovss_ray.labels import encode_confidence_map
 from ovss_ray.labels.classes import encode_classes
 from ovss_ray.labels.schema import METADATA_PREFIX
 from ovss_ray.run.additions import continue_run, extend_run, load_job, retry_run
@@ -38,6 +40,7 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
     values = {
         "input": str(listed), "run": str(folder / "run"), "classes": "cat,dog,grass,sky", "templates": "single",
         "clip": CLIP, "engine": "local", "shard_size": 4, "label_map": "zstd",
+        "confidence_map": "uint8", "components": 5,
     }  # fmt: skip
     spec = JobSpec.build(values, source="test")
     run_job(spec)
@@ -173,6 +176,20 @@ def test_truncated_swapped_and_foreign_files(run: Path, footers_only: bool) -> N
         ("confidence_mean", 1.5, "confidence_mean is"),
         ("labelled_fraction", lambda value: value - 1e-3, "image 0: its fractions do not fit its pixels"),
         ("segments", lambda value: value[1:], "image 0: its segments do not count the pixels of its label map"),
+        ("confidence_map", None, "image 0: ok, but confidence_map is null"),
+        ("confidence_map", lambda value: value[:-9], "image 0: a confidence map is not a zstd frame of"),
+        (
+            "confidence_map",
+            lambda _: encode_confidence_map(np.ones((120, 90), np.float32), "zstd"),
+            "its confidence map does not fit its mean confidences",
+        ),
+        ("components", None, "image 0: ok, but components is null"),
+        ("components", [], "image 0: its components are not those of its label map"),
+        (
+            "components",
+            lambda value: [{**value[0], "rle": value[0]["rle"][:-1]}, *value[1:]],
+            "image 0: its components are not those of its label map",
+        ),
         (
             "segments",
             lambda value: [{**value[0], "pixels": value[0]["pixels"] + 1}, *value[1:]],
@@ -186,6 +203,14 @@ def test_rows_that_contradict_manifest_contract_or_label_map(run: Path, name: st
     assert [file.name for file in found.damaged] == ["shards/00000000.parquet"]
     assert any(said in problem for problem in found.damaged[0].problems), found.damaged
     assert verify_run(str(run), footers_only=True).exit_code == 0
+
+
+def test_what_the_run_does_not_keep_does_not_belong_in_a_shard(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["job"].update(confidence_map="none", components=None)
+    (run / "run.json").write_text(json.dumps(record))
+    problems = verify_run(str(run)).damaged[0].problems
+    assert "image 0: ok, but it has confidence_map, components, which the run has not" in problems
 
 
 def test_a_class_that_the_vocabulary_does_not_have(run: Path) -> None:
