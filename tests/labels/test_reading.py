@@ -234,7 +234,7 @@ class TestErrors:
 
     def test_an_unfinished_planning(self, tmp_path: Path) -> None:
         (tmp_path / "manifest").mkdir()
-        with pytest.raises(SettingError, match="planning of the run is not finished"):
+        with pytest.raises(SettingError, match="its planning was not finished"):
             open_run(tmp_path)
 
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 1, "job": {}}', "\x00"])
