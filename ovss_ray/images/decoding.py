@@ -3,81 +3,107 @@
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageCms,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageFile
 
 from ovss_ray.errors import ImageError
+from ovss_ray.images.costs import STRIP_PIXELS, canvas_size, decoding_bytes
+from ovss_ray.images.damage import explained
 from ovss_ray.images.formats import sniff_format
+from ovss_ray.images.plugins import FORMATS, plugin_for
 
 # Changes whenever the same bytes give other pixels; part of the fingerprint of a run.
-DECODING_VERSION = 1
+DECODING_VERSION = 2
 
 DEFAULT_MAX_PIXELS = 100_000_000
 
 
-class _Tiff(TiffImagePlugin.TiffImageFile):
-    def load_prepare(self) -> None:
-        """Take the memory before the plugin does: it would first apply the global limit that Image.open has."""
-        size = getattr(self, "_tile_size", None)  # older releases have neither this nor the limit
-        if size is not None and self._im is None:
-            self.im = Image.new(self.mode, size, None).im
-        super().load_prepare()
-
-
-# The classes themselves, not Image.open: that one tries every plugin (some start programs), and its guard against
-# huge images is a global of the process.
-_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "TIFF": _Tiff,
-    "BMP": BmpImagePlugin.BmpImageFile,
-}
-
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 274, 258, 262  # tags of EXIF and TIFF
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+
+Pixels = NDArray[np.uint8]
+
+# Where the stored pixels lie in the upright image: views of it.
+_STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
 }
-# What Pillow says of sound files that it has no decoder for; anything else it says means damage.
-_NOT_OURS = re.compile(
-    r"unsupported|not supported|not available|cannot handle|unknown (pixel mode|data organization)", re.IGNORECASE
-)
 
 
-def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
-    """Decode one JPEG, PNG, WebP, TIFF, BMP or GIF file; the content decides, not a name.
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """One image file whose header has been read; its pixels have not.
+
+    Attributes:
+        kind: its format, as `sniff_format` names it.
+        width: in pixels, as stored.
+        height: in pixels, as stored.
+        decode_bytes: memory that `decode` takes at most, its result of 3 bytes a pixel included, the file itself not.
+    """
+
+    kind: str
+    width: int
+    height: int
+    decode_bytes: int
+    _open: Callable[[], ImageFile.ImageFile]
+
+    def decode(self) -> Pixels:
+        """Decode it, once; see `decode_image`."""
+        with explained(self.kind), self._open() as image:
+            return upright_rgb(image)
+
+
+def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> EncodedImage:
+    """Read what a file is and how large, before memory is taken for its pixels.
+
+    Args:
+        data: the whole file.
+        max_pixels: images with more pixels are refused.
+
+    Raises:
+        ImageError: `unsupported` (no image, or of another kind), `corrupt` (no sound header), `too_large`.
+    """
+    if not data:
+        raise ImageError("corrupt", "empty file (0 bytes)")
+    kind = sniff_format(data)
+    if kind is None or kind not in FORMATS:
+        raise ImageError(*_why_no_image(kind, data))
+    plugin = plugin_for(kind)
+    with explained(kind):
+        size = canvas_size(kind, data)
+        if size is not None:
+            _check_size(*size, max_pixels)
+            return EncodedImage(kind, *size, decoding_bytes(kind, data, *size), partial(plugin, io.BytesIO(data)))
+        image = plugin(io.BytesIO(data))
+        _check_size(*image.size, max_pixels)
+        return EncodedImage(kind, *image.size, decoding_bytes(kind, data, *image.size, image), lambda: image)
+
+
+def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
+    """Decode one JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC file; the content decides, not a name.
 
     The rules, none of which looks at other pixels of the image (nothing is stretched per image):
 
-    * orientation: the EXIF tag is applied, so that the array stands as a viewer shows it;
-    * several frames or pages: the first one;
+    * orientation: the EXIF tag is applied, so that the array stands as a viewer shows it; HEIC and AVIF by their own
+      rotation and mirror, which stand above EXIF there;
+    * several frames or pages: the first one; of HEIC and AVIF the primary image;
     * grey: three equal channels; 1 bit: 0 and 255; palettes: their colours;
     * alpha and transparent palette entries: laid over white; the colour key of a 16-bit RGB PNG is ignored;
     * CMYK (JPEG by Adobe's inverted convention, TIFF as stored): (255 - colour) x (255 - black) / 255, rounded; YCbCr
       by the JPEG (full range) formula; LAB to sRGB by LittleCMS; colour profiles (ICC) in files are ignored;
-    * 16 bits a channel: the upper 8 bits (12-bit grey: the upper 8 of the 12); 32-bit integers: clipped to 0..65535,
-      then as 16 bits; floats: 0..1 becomes 0..255, rounded, clipped, NaN is 0.
+    * 16 bits a channel: the upper 8 bits (12-bit grey: the upper 8 of the 12); 10 and 12 bits of HEIC and AVIF as their
+      libraries scale them to 8; 32-bit integers: clipped to 0..65535, then as 16 bits; floats: 0..1 becomes 0..255,
+      rounded, clipped, NaN is 0.
 
     Args:
         data: the whole file.
@@ -89,83 +115,87 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.nda
     Raises:
         ImageError: `unsupported` (no image, or of another kind), `corrupt` (damaged or cut off), `too_large`.
     """
-    if not data:
-        raise ImageError("corrupt", "empty file (0 bytes)")
-    kind = sniff_format(data)
-    plugin = _PLUGINS.get(kind or "")
-    if plugin is None:
-        raise ImageError(*_why_no_image(kind, data))
-    try:
-        with plugin(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError("too_large", f"{width} x {height} pixels, over the limit of {max_pixels} pixels")
-            return upright_rgb(image)
-    except ImageError:
-        raise
-    except (MemoryError, Image.DecompressionBombError) as error:
-        raise ImageError("too_large", f"{kind} too large to decode: {error or 'no memory left'}") from error
-    except Exception as error:  # hostile bytes raise anything in Pillow, and none of it may end the run
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if _NOT_OURS.search(reason):
-            raise ImageError("unsupported", f"{kind} of a kind that cannot be read: {reason}") from error
-        raise ImageError("corrupt", f"damaged {kind}: {reason}") from error
+    return read_header(data, max_pixels=max_pixels).decode()
 
 
-def upright_rgb(image: Image.Image) -> np.ndarray:
+def upright_rgb(image: Image.Image) -> Pixels:
     """An image that Pillow has open, by the rules of `decode_image`: a copy, uint8 [H, W, 3]; Pillow's errors pass."""
-    rgb = _to_rgb(image)
+    deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # load() empties the tiles
+    image.load()
+    convert = _conversion(image, deep_colour)
     # Asked for after the pixels: the TIFF plugin turns the image itself and then drops the tag.
-    upright = _UPRIGHT.get(_orientation(image))
-    return np.array(rgb if upright is None else rgb.transpose(upright))
+    orientation = _orientation(image)
+    width, height = image.size
+    upright = np.empty((width, height, 3) if orientation in (5, 6, 7, 8) else (height, width, 3), np.uint8)
+    stored = _STORED[orientation](upright) if orientation in _STORED else upright
+    for top, strip in _strips(image):
+        pixels = convert(strip)
+        stored[top : top + len(pixels)] = pixels if pixels.ndim == 3 else pixels[..., None]
+    return upright
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError("too_large", f"{width} x {height} pixels, over the limit of {max_pixels} pixels")
 
 
 def _why_no_image(kind: str | None, data: bytes) -> tuple[str, str]:
     if kind in ("HTML page", "XML document", "JSON document"):
         return "unsupported", f"{kind}, not an image; perhaps a server answered with an error instead of the file"
     if kind is not None:
-        return "unsupported", f"{kind}; only {', '.join(_PLUGINS)} are read"
+        return "unsupported", f"{kind}; only {', '.join(FORMATS)} are read"
     if not any(data[:4096]):
         return "corrupt", f"{len(data)} bytes that begin with zeros only; no image"
     return "unsupported", "not an image, nor any other kind of file that is known"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # load() empties the tiles
-    image.load()
-    grey = _deep_grey(image)
-    if grey is not None:
-        return Image.fromarray(grey).convert("RGB")
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """An image in strips of whole rows: conversions then take memory for a strip, not for the image."""
+    width, height = image.size
+    rows = max(STRIP_PIXELS // max(width, 1), 1)
+    if rows >= height:
+        yield 0, image
+        return
+    for top in range(0, height, rows):
+        # Not image.crop(), which heeds the global limit for huge images.
+        yield top, image._new(image.im.crop((0, top, width, min(top + rows, height))))
+
+
+def _conversion(image: Image.Image, deep_colour: bool) -> Callable[[Image.Image], np.ndarray]:
+    """What makes uint8 [H, W, 3], or grey [H, W], of a strip of an image."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return partial(_deep_grey, tags=getattr(image, "tag_v2", {}))
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-        assert converted is not None  # only None when converted in place
-        return converted
+        transform = ImageCms.buildTransform(*profiles, "LAB", "RGB")
+        return lambda strip: np.asarray(ImageCms.applyTransform(strip, transform))
     if image.has_transparency_data and not (image.mode == "RGB" and deep_colour):
-        rgba = image.convert("RGBA")
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+        return _over_white
+    return lambda strip: np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
 
 
-def _deep_grey(image: Image.Image) -> np.ndarray | None:
-    """A grey image with more than 8 bits as uint8 [H, W]; None for every other image."""
-    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    if image.mode.startswith("I"):
-        bits = 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16
-        grey = np.clip(np.asarray(image), 0, (1 << bits) - 1) >> (bits - 8)
-    elif image.mode == "F":
-        values = np.nan_to_num(np.asarray(image), nan=0.0)
+def _over_white(strip: Image.Image) -> np.ndarray:
+    rgba = strip.convert("RGBA")
+    white = Image.new("RGB", strip.size, (255, 255, 255))
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return np.asarray(white)
+
+
+def _deep_grey(strip: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
+    """A grey strip with more than 8 bits as uint8 [H, W]."""
+    if strip.mode == "F":
+        values = np.nan_to_num(np.asarray(strip), nan=0.0)
         grey = np.rint(np.clip(values, 0.0, 1.0) * 255.0)
     else:
-        return None
+        bits = 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16
+        grey = np.clip(np.asarray(strip), 0, (1 << bits) - 1) >> (bits - 8)
     # Pillow heeds "0 is white" for 8 bits only.
-    positive = 255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey
-    return np.asarray(positive, np.uint8)
+    return np.asarray(255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey, np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "HEIF":  # turned already, by what stands above EXIF in this format
+        return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged metadata beside sound pixels: the image is taken as it is stored

@@ -25,12 +25,6 @@ _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("EPS", 0, b"%!PS"),
     ("EPS", 0, b"\xc5\xd0\xd3\xc6"),
     ("PDF", 0, b"%PDF"),
-    ("AVIF", 4, b"ftypavif"),
-    ("AVIF", 4, b"ftypavis"),
-    ("HEIC", 4, b"ftyphei"),
-    ("HEIC", 4, b"ftyphev"),
-    ("HEIC", 4, b"ftypmif1"),
-    ("MP4 video", 4, b"ftyp"),
     ("Matroska video", 0, b"\x1aE\xdf\xa3"),
     ("JPEG 2000", 0, b"\x00\x00\x00\x0cjP  "),
     ("JPEG 2000", 0, b"\xff\x4f\xff\x51"),
@@ -46,6 +40,11 @@ _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("DICOM", 128, b"DICM"),
     ("tar archive", 257, b"ustar"),
 )
+# Of ISO base media files, which all begin alike: the brands that they claim, in their order of precedence.
+_BRANDS: tuple[tuple[str, frozenset[bytes]], ...] = (
+    ("AVIF", frozenset((b"avif", b"avis"))),
+    ("HEIC", frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))),
+)
 _HTML = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _SVG = re.compile(
     rb"\s*(?:<\?xml.*?\?>\s*)?(?:<!--.*?-->\s*)*(?:<!doctype\s+svg.*?>\s*)?<svg\b", re.IGNORECASE | re.DOTALL
@@ -56,6 +55,8 @@ _PNM = re.compile(rb"P[1-7]\s")
 def sniff_format(data: bytes) -> str | None:
     """The format of a file by its content, e.g. "JPEG", "PSD" or "HTML page"; None if it is nothing known."""
     head = data[:1024]
+    if head.startswith(b"ftyp", 4):
+        return _brand(head)
     for name, offset, signature in _SIGNATURES:
         if head.startswith(signature, offset) and (name != "BMP" or head.startswith(b"BM")):
             return name
@@ -71,6 +72,16 @@ def sniff_format(data: bytes) -> str | None:
     if _PNM.match(head):
         return "PNM"
     return "text file" if _is_text(head) else None
+
+
+def _brand(head: bytes) -> str:
+    end = min(max(struct.unpack(">I", head[:4])[0], 16), len(head))
+    major, *compatible = (head[start : start + 4] for start in (8, *range(16, end - 3, 4)))
+    for brands in ({major}, set(compatible)) if major not in (b"mif1", b"msf1") else (set(compatible), {major}):
+        for name, known in _BRANDS:
+            if brands & known:
+                return name
+    return "MP4 video"
 
 
 def _is_text(head: bytes) -> bool:

@@ -33,7 +33,10 @@ __all__ = ["DEFAULT_EXTENSIONS", "ImageRef", "list_images"]
 
 _LOG = logging.getLogger(__name__)
 
-DEFAULT_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
+DEFAULT_EXTENSIONS = (
+    *("jpg", "jpeg", "jpe", "jfif", "jif", "png", "webp", "tif", "tiff", "bmp", "gif"),
+    *("heic", "heif", "hif", "avif"),
+)
 
 _ADDRESSES_LOOKED_AT = 1000
 _LISTING_ATTEMPTS, _LISTING_TIMEOUT_S = 5, 30.0

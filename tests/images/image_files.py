@@ -36,35 +36,64 @@ def png(values: np.ndarray, bits: int, colour_type: int, *chunks: tuple[bytes, b
 
 
 def tiff(
-    values: np.ndarray, order: str = "<", *, photometric: int = 1, sample_format: int = 1, bits: int | None = None
+    values: np.ndarray,
+    order: str = "<",
+    *,
+    photometric: int = 1,
+    sample_format: int = 1,
+    bits: int | None = None,
+    planar: bool = False,
+    deflate: bool = False,
+    reverse_bits: bool = False,
+    without: tuple[int, ...] = (),
 ) -> bytes:
-    """An uncompressed TIFF written by hand from [H, W] or [H, W, C] values in their own type."""
+    """A TIFF written by hand from [H, W] or [H, W, C] values in their own type; one strip, or one for each channel."""
     height, width = values.shape[:2]
     channels = 1 if values.ndim == 2 else values.shape[2]
     bits = bits or values.dtype.itemsize * 8
     if bits == 12:  # two values in three bytes
         planes = (values[:, :, None] >> np.arange(12)[::-1]) & 1
-        body = np.packbits(planes.reshape(height, -1).astype(np.uint8), axis=1).tobytes()
+        strips = [np.packbits(planes.reshape(height, -1).astype(np.uint8), axis=1).tobytes()]
     else:
-        body = values.astype(values.dtype.newbyteorder(order)).tobytes()
-    depths = struct.pack(f"{order}{channels}H", *[bits] * channels)
+        swapped = values.astype(values.dtype.newbyteorder(order)).reshape(height, width, channels)
+        strips = [swapped[..., channel].tobytes() for channel in range(channels)] if planar else [swapped.tobytes()]
+    if reverse_bits:
+        strips = [np.packbits(np.unpackbits(np.frombuffer(s, np.uint8), bitorder="little")).tobytes() for s in strips]
+    if deflate:
+        strips = [zlib.compress(strip) for strip in strips]
+    starts = [8 + sum(map(len, strips[:number])) for number in range(len(strips))]
+    body = b"".join(strips)
+    tables = b""
+
+    def stored(code: str, numbers: list[int]) -> bytes:
+        nonlocal tables
+        packed = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
+        if len(packed) <= 4:
+            return packed
+        place = 8 + len(body) + len(tables)
+        tables += packed
+        return struct.pack(f"{order}I", place)
+
     entries = [
         (256, 4, 1, struct.pack(f"{order}I", width)),
         (257, 4, 1, struct.pack(f"{order}I", height)),
-        (258, 3, channels, depths if channels < 3 else struct.pack(f"{order}I", 8 + len(body))),
-        (259, 3, 1, struct.pack(f"{order}H", 1)),
+        (258, 3, channels, stored("H", [bits] * channels)),
+        (259, 3, 1, struct.pack(f"{order}H", 8 if deflate else 1)),
         (262, 3, 1, struct.pack(f"{order}H", photometric)),
-        (273, 4, 1, struct.pack(f"{order}I", 8)),
+        (266, 3, 1, struct.pack(f"{order}H", 2 if reverse_bits else 1)),
+        (273, 4, len(strips), stored("I", starts)),
         (277, 3, 1, struct.pack(f"{order}H", channels)),
         (278, 4, 1, struct.pack(f"{order}I", height)),
-        (279, 4, 1, struct.pack(f"{order}I", len(body))),
-        (339, 3, 1, struct.pack(f"{order}H", sample_format)),
+        (279, 4, len(strips), stored("I", [len(strip) for strip in strips])),
+        (284, 3, 1, struct.pack(f"{order}H", 2 if planar else 1)),
+        (339, 3, channels, stored("H", [sample_format] * channels)),
     ]
-    offset = 8 + len(body) + len(depths)
+    entries = [entry for entry in entries if entry[0] not in without]
+    offset = 8 + len(body) + len(tables)
     padding = b"\0" * (offset % 2)
     directory = struct.pack(f"{order}H", len(entries)) + b"".join(
         struct.pack(f"{order}HHI", tag, kind, count) + value.ljust(4, b"\0") for tag, kind, count, value in entries
     )
     mark = b"II*\0" if order == "<" else b"MM\0*"
     start = struct.pack(f"{order}I", offset + len(padding))
-    return mark + start + body + depths + padding + directory + struct.pack(f"{order}I", 0)
+    return mark + start + body + tables + padding + directory + struct.pack(f"{order}I", 0)

@@ -13,6 +13,7 @@ import pytest
 from image_files import FORMATS, encoded, png, tiff
 from PIL import Image
 
+from ovss_ray.errors import ImageError
 from ovss_ray.images import DECODING_VERSION, decode_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -216,6 +217,81 @@ def test_floats_span_zero_to_one(order: str) -> None:
     expected = grey(np.array([[0, 0, 128, 255, 255, 0, 255, 0, 100]]))
     same(tiff(values, order, sample_format=3), expected)
     same(tiff(values, order, sample_format=3, photometric=0), 255 - expected)
+
+
+# TIFFs that Pillow alone turns into garbage without a word.
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_planes_of_sixteen_bits(order: str, deflate: bool, deep: np.ndarray) -> None:
+    colour = deep[..., :3]
+    same(tiff(colour, order, photometric=2, planar=True, deflate=deflate), colour >> 8)
+    cmyk = decode_image(tiff(deep, order, photometric=5, planar=True))
+    assert np.abs(cmyk - from_cmyk((deep >> 8).astype(np.uint8))).max() <= 1
+
+
+@pytest.mark.parametrize("photometric", [0, 1, 2])
+def test_planes_with_their_bits_in_reverse_order(photometric: int, rgb: np.ndarray) -> None:
+    values = rgb if photometric == 2 else rgb[..., 0]
+    expected = rgb if photometric == 2 else grey(255 - values if photometric == 0 else values)
+    same(tiff(values, photometric=photometric, planar=True, reverse_bits=True), expected)
+    same(tiff(values, photometric=photometric, planar=True), expected)
+
+
+def test_compressed_samples_in_big_endian_order(rng: np.random.Generator) -> None:
+    floats = rng.random((6, 8)).astype(np.float32)
+    same(tiff(floats, ">", sample_format=3, deflate=True), grey(np.rint(floats * 255)))
+    wide = rng.integers(-70_000, 70_000, (6, 8)).astype(np.int32)
+    same(tiff(wide, ">", sample_format=2, deflate=True), grey(np.clip(wide, 0, 65535) >> 8))
+    signed = rng.integers(-32768, 32768, (6, 8)).astype(np.int16)
+    same(tiff(signed, ">", sample_format=2, deflate=True), grey(np.clip(signed, 0, 65535) >> 8))
+
+
+def test_layouts_that_nothing_here_reads_are_refused(rng: np.random.Generator) -> None:
+    signed = rng.integers(-128, 128, (6, 8)).astype(np.int8)
+    pairs = rng.integers(0, 256, (6, 8, 2), dtype=np.uint8)
+    for data, reason in (
+        (tiff(signed, sample_format=2), "signed samples of 8 bits"),
+        (with_alpha_tag(tiff(pairs, planar=True, deflate=True)), "LA with a plane per channel"),
+    ):
+        with pytest.raises(ImageError, match=reason) as caught:
+            decode_image(data)
+        assert caught.value.status == "unsupported"
+
+
+def with_alpha_tag(data: bytes) -> bytes:
+    """A little-endian TIFF whose fill order (1) gives its place to "the extra sample is alpha"."""
+    return data.replace(struct.pack("<HHIHH", 266, 3, 1, 1, 0), struct.pack("<HHIHH", 338, 3, 1, 2, 0))
+
+
+# Large images are converted in strips.
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
+@pytest.mark.parametrize("mode", ["RGB", "LA", "P", "I;16"])
+def test_strips_fit_together(mode: str, orientation: int, rng: np.random.Generator) -> None:
+    values = rng.integers(0, 256, (1300, 1700), dtype=np.uint8)
+    stored = Image.fromarray(values)
+    expected = grey(values)
+    if mode == "I;16":
+        stored = Image.fromarray(values.astype(np.uint16) << 8)
+    elif mode == "LA":
+        alpha = np.roll(values, 5)
+        stored.putalpha(Image.fromarray(alpha))
+        expected = over_white(expected, alpha)
+    elif mode == "P":
+        palette = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+        stored.putpalette(palette.tobytes())
+        expected = palette[values]
+    else:
+        stored = Image.fromarray(expected)
+    exif = Image.Exif()
+    exif[274] = orientation
+    upright = {1: lambda a: a, 3: lambda a: a[::-1, ::-1], 5: lambda a: a.transpose(1, 0, 2)}.get(
+        orientation, lambda a: np.rot90(a, -1 if orientation == 6 else 1)
+    )
+    same(encoded(stored, "PNG", exif=exif, compress_level=1), upright(expected))
 
 
 # Other colour spaces.

@@ -220,7 +220,7 @@ def test_a_misspelt_folder_in_a_bucket_suggests_the_right_one(s3: str) -> None:
 
 
 def test_a_folder_without_images_says_what_is_there(tmp_path: Path) -> None:
-    plant(tmp_path, ("a.npy", "b.npy", "c.heic", "README"))
+    plant(tmp_path, ("a.npy", "b.npy", "c.psd", "README"))
     with pytest.raises(InputError, match=r"4 other files were seen \(2 \.npy, 1 .*\).*bmp, gif, jpeg"):
         list_images(tmp_path)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 
-from ovss_ray.images import decoding
+from ovss_ray.images import plugins
 from ovss_ray.segmenters import Segmentation, TextEmbeddings
 from ovss_ray.segmenters.base import Image
 from ovss_ray.segmenters.clipbase import CLIPBase
@@ -74,14 +74,14 @@ def grow(most: int = 12 * 2**30) -> None:
     raise RuntimeError("nobody minds")
 
 
-class _DeadlyBmp(decoding._PLUGINS["BMP"]):  # type: ignore[misc,name-defined]
+class _DeadlyBmp(plugins.PLUGINS["BMP"]):  # type: ignore[misc,name-defined]
     def load(self) -> Any:
         if self.size[0] == DEADLY_WIDTH:
             ctypes.string_at(0)
         return super().load()
 
 
-decoding._PLUGINS["BMP"] = _DeadlyBmp
+plugins.PLUGINS["BMP"] = _DeadlyBmp
 
 
 class Faulty(CLIPBase):
