@@ -1,40 +1,33 @@
-"""A choice: candidates, a sample, the classes of its images, rewards, a ranking; what is finished is kept."""
+"""A choice: candidates, a sample, the classes of its images, rewards, a ranking; what is finished is kept.
+
+What is wrong with the question is found here, without torch; `comparing.py` does the work.
+"""
 
 from __future__ import annotations
 
-import itertools
-import json
-import logging
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ovss_ray.choose.assessing import Assessment, SampledImage, assess, find_classes
-from ovss_ray.choose.candidates import Candidate, SettledCandidate, draw_candidates, parse_candidates
-from ovss_ray.choose.image_classes import ImageClasses, read_image_classes
-from ovss_ray.choose.loading import Setting
-from ovss_ray.choose.places import Place, open_place
-from ovss_ray.choose.ranking import Ranking, rank
-from ovss_ray.choose.records import ChoiceFolder
+from ovss_ray.choose.candidates import SettledCandidate, parse_candidates
+from ovss_ray.choose.image_classes import read_image_classes
+from ovss_ray.choose.places import open_place
 from ovss_ray.choose.reward import FEWEST_CLASSES
-from ovss_ray.errors import InputError, RunFailedError, SettingError
-from ovss_ray.estimate.sampling import survey
-from ovss_ray.models.clip import check_weights
-from ovss_ray.models.sources import resolve_weights
-from ovss_ray.models.text import check_query_lengths
+from ovss_ray.errors import RunMismatchError, SettingError
+from ovss_ray.labels.layout import RUN_FILE
+from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import RunInterrupted
-from ovss_ray.run.job import ResolvedSpec, images_of, resolve, with_dtype
-from ovss_ray.run.manifest import ManifestRow
-from ovss_ray.segmenters.registry import get_method
+from ovss_ray.run.preflight import check_images, check_words, check_writable
 from ovss_ray.spec import JobSpec
-from ovss_ray.version import __version__
+from ovss_ray.vocabulary import Vocabulary
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from ovss_ray.choose.ranking import Ranking
 
 CLASS_THRESHOLD = 0.05
-_IMAGES_PER_BLOCK = 16  # of tars and Parquet files, where images that are far apart cost more
 Watch = Callable[[int, int], None]
 
 
@@ -106,130 +99,41 @@ def choose(spec: JobSpec, question: Question, *, out: str | None = None, watch: 
         RunFailedError: a device or a Ray task failed; what is finished is kept.
         RunInterrupted: Ctrl-C.
     """
-    _check(question)
+    check_question(spec, question, out=out)
     try:
+        from ovss_ray.choose.comparing import compare
+
         with ExitStack() as stack:
             place = stack.enter_context(open_place(spec))
             kept = out or stack.enter_context(tempfile.TemporaryDirectory(prefix="ovss-ray-choose-"))
-            return _choose(spec, question, ChoiceFolder(kept, spec.storage_options), place, watch)
+            return compare(spec, question, kept, place, watch)
     except KeyboardInterrupt:
         raise RunInterrupted(signal.SIGINT, "finished candidates are kept" if out else "nothing is kept") from None
 
 
-def _choose(asked: JobSpec, question: Question, folder: ChoiceFolder, place: Place, watch: Watch) -> Choice:
-    resolved, candidates = _settle(asked.model_copy(update={"device": place.device}), question)
-    spec, vocabulary = resolved.spec, resolved.vocabulary
-    judge = resolve_weights(question.judge or spec.clip)
-    if question.judge is not None:
-        check_weights(judge.clip, trust_weights=spec.trust_weights)
-    check_query_lengths(vocabulary, judge.architecture)
-    known = None
-    if question.image_classes is not None:
-        known = read_image_classes(question.image_classes, vocabulary, spec.storage_options)
-    setting = Setting(spec, vocabulary, judge.clip, place.threads)
-    folder.claim(_identity(resolved, question, known, judge.digest))
-    sample = folder.read_sample()
-    if sample is None:
-        rows = _draw_sample(spec, question.sample, known)
-        sample = folder.write_sample(_with_classes(rows, setting, question, known, place))
-    _refuse_silent(sample, question)
-    done = {key: found for key, one in candidates.items() if (found := folder.read_assessment(one)) is not None}
-    taken_over = len(done)
-    missing = {one.candidate.name: one for key, one in candidates.items() if key not in done}
-    watch(len(done), len(candidates))
-    tasks = {name: (setting, one, sample) for name, one in missing.items()}
-    for name, assessment in place.calls(assess, tasks):
-        folder.write_assessment(missing[name], assessment)
-        done[missing[name].key] = assessment
-        watch(len(done), len(candidates))
-    folder.sweep()
-    ranking = rank(sample, {key: done[key] for key in candidates})
-    _refuse_hopeless(ranking, done)
-    return Choice(asked, spec.clip, judge.clip, question.image_classes, candidates, ranking, taken_over)
+def check_question(spec: JobSpec, question: Question, *, out: str | None = None) -> Vocabulary:
+    """Find in a second what is wrong with a question, before weights are looked for; see `choose`.
 
-
-def _settle(spec: JobSpec, question: Question) -> tuple[ResolvedSpec, dict[str, SettledCandidate]]:
-    """The job that is common to all candidates, but for method and settings; and every candidate once, checked."""
-    written = parse_candidates(question.methods)
-    grids = {one.method: get_method(one.method).Settings.SEARCH for one in written}
-    drawn = draw_candidates(written, grids, question.search, question.seed) if question.search else []
-    settled: dict[str, SettledCandidate] = {}
-    resolved: ResolvedSpec | None = None
-    for candidate in [*written, *map(_without_defaults, drawn)]:
-        update = {"method": candidate.method, "settings": dict(candidate.settings)}
-        resolved = with_dtype(resolve(spec.model_copy(update=update)), spec.device)
-        found = SettledCandidate.of(candidate, resolved.spec.settings, resolved.label_settings)
-        settled.setdefault(found.key, found)
-    assert resolved is not None
-    for warning in resolved.warnings:
-        log.warning("%s", warning)
-    foreground = resolved.vocabulary.num_classes - (resolved.vocabulary.background is not None)
+    Returns:
+        The classes.
+    """
+    _check(question)
+    for candidate in parse_candidates(question.methods):
+        vocabulary = check_words(spec.model_copy(update={"method": candidate.method}))
+    foreground = vocabulary.num_classes - (vocabulary.background is not None)
     if foreground < FEWEST_CLASSES:
         raise SettingError(
             f"--classes names {foreground} beside the background, and the reward compares classes with each other; "
             "name at least two"
         )
-    return resolved, settled
-
-
-def _without_defaults(candidate: Candidate) -> Candidate:
-    fields = get_method(candidate.method).Settings.model_fields
-    changed = {
-        name: value
-        for name, value in candidate.settings.items()
-        if name not in fields or value != fields[name].get_default(call_default_factory=True)
-    }
-    return Candidate(candidate.method, changed)
-
-
-def _draw_sample(spec: JobSpec, wanted: int, known: ImageClasses | None) -> list[ManifestRow]:
-    listing = images_of(spec)
-    first = next(listing)
-    refs = itertools.chain([first], listing)
-    if known is not None:
-        refs = (ref for ref in refs if known.name_of(ref.uri) is not None)  # type: ignore[assignment]
-    found = survey(refs, wanted=wanted, block=1 if first.offset is None else _IMAGES_PER_BLOCK).sample
-    if known is not None and not found:
-        raise InputError(
-            f"{known.source} names no image of {spec.input}: it has for example '{next(iter(known.classes))}', and the "
-            f"input {first.uri}"
-        )
-    if known is not None:
-        known.check_unambiguous(ref.uri for ref in found)
-    return [ManifestRow(number, ref.uri, ref.size_bytes, ref.offset) for number, ref in enumerate(found)]
-
-
-def _with_classes(
-    rows: Sequence[ManifestRow], setting: Setting, question: Question, known: ImageClasses | None, place: Place
-) -> list[SampledImage]:
-    if known is not None:
-        names = [known.name_of(row.uri) or "" for row in rows]
-        return [SampledImage(row, known.classes[name]) for row, name in zip(rows, names, strict=True)]
-    ((_, found),) = place.calls(find_classes, {"finding classes": (setting, rows, question.class_threshold)})
-    return found
-
-
-def _identity(
-    resolved: ResolvedSpec, question: Question, known: ImageClasses | None, judge_digest: str
-) -> dict[str, object]:
-    """What rewards depend on beside the candidate."""
-    spec = resolved.spec
-    how = {"threshold": question.class_threshold} if known is None else {"file": known.digest}
-    return {
-        "input": spec.input,
-        "extensions": spec.extensions,
-        "uri_column": spec.uri_column,
-        "image_column": spec.image_column,
-        "max_pixels": spec.max_pixels,
-        "sample": question.sample,
-        "classes": json.loads(resolved.vocabulary.to_json()),
-        "image_classes": how,
-        "clip": spec.clip,
-        "weights": resolved.weights_digest,
-        "judge": judge_digest,
-        "dtype": spec.dtype,
-        "package_version": __version__,
-    }
+    if question.image_classes is not None:
+        read_image_classes(question.image_classes, vocabulary, spec.storage_options)
+    if out is not None:
+        check_writable(out)
+        if RunDirectory(out, spec.storage_options).exists(RUN_FILE):
+            raise RunMismatchError(f"{out} is the directory of a run; give another --out")
+    check_images(spec)
+    return vocabulary
 
 
 def _check(question: Question) -> None:
@@ -238,34 +142,3 @@ def _check(question: Question) -> None:
             raise SettingError(f"{name} is {number}; give a number of at least {lowest}")
     if not 0 < question.class_threshold <= 1:
         raise SettingError(f"class_threshold is {question.class_threshold:g}; give a probability above 0, at most 1")
-
-
-def _refuse_silent(sample: Sequence[SampledImage], question: Question) -> None:
-    """Refuses a sample that says nothing, before the work is done."""
-    errors = [image.error for image in sample if image.error is not None]
-    if len(errors) == len(sample):
-        raise InputError(
-            f"none of the {len(sample):,} images of the sample could be read ({errors[0]}); check the input, and the "
-            "permission to read it"
-        )
-    if any(len(image.classes) >= FEWEST_CLASSES for image in sample):
-        return
-    hint = (
-        f"lower --class-threshold (it is {question.class_threshold:g}), or give --image-classes"
-        if question.image_classes is None
-        else "take a sample of images with more"
-    )
-    raise InputError(
-        f"none of the {len(sample):,} images of the sample has two classes or more, and the reward says nothing about "
-        f"others; {hint}"
-    )
-
-
-def _refuse_hopeless(ranking: Ranking, done: Mapping[str, Assessment]) -> None:
-    if not ranking.images:
-        reason = next(iter(ranking.unread.values()), "")
-        raise InputError(f"no image with two classes could be read with every candidate ({reason}); check the input")
-    failures = [verdict.error for found in done.values() for verdict in found.verdicts if verdict.status == "ok"]
-    if not failures:
-        reasons = [verdict.error for found in done.values() for verdict in found.verdicts if verdict.error]
-        raise RunFailedError(f"no candidate could segment any image ({reasons[0]}); look at the methods and settings")

@@ -9,7 +9,7 @@ import typer
 from ovss_ray.flags import JOB_FLAGS, Panels, with_flags
 from ovss_ray.run.logs import LogSettings, configure_logging
 from ovss_ray.spec import JobSpec
-from ovss_ray.terminal import err, log_level, out, say, say_json, watching
+from ovss_ray.terminal import complain, err, log_level, out, say, say_json, watching
 
 _FLAGS: Panels = {
     "What to label with": ("classes", "background", "templates"),
@@ -61,13 +61,15 @@ def choose(
 
     Example: ovss-ray choose photos/ --classes voc21 --methods sclip,naclip,clearclip --search 10 --out choice
     """
-    from ovss_ray.choose.choose import Question
+    from ovss_ray.choose.choose import Question, check_question
     from ovss_ray.choose.choose import choose as choose_on
     from ovss_ray.choose.explaining import choice_record, choice_table, choice_text, label_command
+    from ovss_ray.vocabulary import describe_vocabulary
 
     configure_logging(LogSettings(log_level(verbose, quiet=err.is_terminal)))
     spec = JobSpec.build({"input": input, "run": "RUN", **flags}, source="command line")
     question = Question(methods, sample, search, seed, judge, image_classes, class_threshold)
+    complain(describe_vocabulary(check_question(spec, question, out=out_folder)))
     with watching("candidates") as watch:
         choice = choose_on(spec, question, out=out_folder, watch=watch)
     command = label_command(choice)

@@ -55,12 +55,18 @@ def extend(
     listing = {name: flags.pop(name) for name in LISTING if name in flags}
     listing.update({} if input is None else {"input": input})
 
+    def check(job: StoredJob) -> None:
+        from ovss_ray.run.additions import check_listing
+
+        check_listing(job, listing)
+
     def add(job: StoredJob, reporter: Reporter) -> Addition | None:
         from ovss_ray.run.additions import extend_run
 
         return extend_run(job, listing, reporter=reporter)
 
-    _add_and_label(run, flags, add, "nothing to add: the run has every image of the input", plan_only, verbose)
+    nothing = "nothing to add: the run has every image of the input"
+    _add_and_label(run, flags, add, nothing, plan_only, verbose, check=check)
 
 
 @with_flags({"Images": ("max_pixels",), **HOW}, defaults=False)
@@ -103,10 +109,12 @@ def _add_and_label(
     nothing: str,
     plan_only: bool,
     verbose: int,
+    check: Callable[[StoredJob], None] = lambda _: None,
 ) -> None:
     from ovss_ray.run.additions import check_job, continue_run, load_job
 
     job = load_job(run, flags, storage_options=flags.get("storage_options"))
+    check(job)  # cheap, so before weights are looked for
     if not plan_only:
         check_job(job)
     reporter = reporter_for(job.spec, verbose)

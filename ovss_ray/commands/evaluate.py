@@ -149,9 +149,13 @@ def evaluate(
     Example: ovss-ray evaluate runs/first --benchmark voc21 --root data/VOCdevkit
     """
     from ovss_ray.evaluation.evaluate import evaluate_run
+    from ovss_ray.labels.reading import open_run
 
     configure_logging(LogSettings(log_level(verbose, quiet=True)))
     options = parse_storage_options(storage_options)
+    how, seen_names = _engine(engine), _names(seen)
+    for place in (run, *(compare or ())):
+        open_run(place, options).close()
     if ground_truth is None:
         foreign = {"--classes": classes, "--id-map": id_map, "--ignore-index": ignore_index}
         truth = _benchmark(benchmark, root, split, options, foreign)
@@ -165,7 +169,7 @@ def evaluate(
         what = f"scoring shards of {place}" if compare else "scoring shards"
         with watching(what) as watch, redirect_stdout(sys.stderr):  # Ray tells on standard output of workers that died
             evaluations.append(evaluate_run(
-                place, truth, boundary=boundary, seen=_names(seen), again=again, engine=_engine(engine),
+                place, truth, boundary=boundary, seen=seen_names, again=again, engine=how,
                 workers=workers, ray_address=ray_address, storage_options=options, watch=watch,
             ))  # fmt: skip
     _tell(evaluations, truth, json_file, page, options)

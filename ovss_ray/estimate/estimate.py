@@ -16,8 +16,10 @@ from ovss_ray.run.breaker import REASONS_SHOWN
 from ovss_ray.run.driver import RunInterrupted
 from ovss_ray.run.job import images_of, resolve
 from ovss_ray.run.manifest import choose_shard_size
+from ovss_ray.run.preflight import check_images, check_words, check_writable
 from ovss_ray.run.progress import Reporter, SilentReporter
 from ovss_ray.spec import JobSpec
+from ovss_ray.vocabulary import describe_vocabulary
 
 MOST_PARTS, FEWEST_PARTS = 8, 4
 BATCHES_PER_PART = 4
@@ -89,7 +91,11 @@ def estimate_job(
     """
     _check(sample_images=sample_images, images=images, gpus=gpus, gpu_price=gpu_price)
     reporter = reporter or SilentReporter()
-    resolved = resolve(spec)
+    vocabulary = check_words(spec)
+    check_writable(spec.run)
+    check_images(spec)
+    reporter.message(describe_vocabulary(vocabulary))
+    resolved = resolve(spec, vocabulary)
     try:
         found, total = _survey(resolved.spec, sample_images, images, reporter)
         chosen, size = divide(found.sample, sample_images, spec.batch_size)

@@ -30,6 +30,7 @@ from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import run_job
 from ovss_ray.run.job import LISTING_SETTINGS, images_of, resolve, take_over
 from ovss_ray.run.manifest import ManifestReader, stored_images, stored_uris, write_parts
+from ovss_ray.run.preflight import check_images
 from ovss_ray.run.progress import Reporter, SilentReporter
 from ovss_ray.run.summary import RunSummary
 from ovss_ray.spec import JobSpec
@@ -97,6 +98,15 @@ def check_job(job: StoredJob) -> None:
     take_over(resolve(own, job.vocabulary), record, [], run=job.directory.uri)
 
 
+def check_listing(job: StoredJob, changes: Mapping[str, Any]) -> None:
+    """Make sure that the images to extend a run by can be listed; see `extend_run` for `changes` and errors."""
+    check_images(_listing(job, changes))
+
+
+def _listing(job: StoredJob, changes: Mapping[str, Any]) -> JobSpec:
+    return JobSpec.build({**job.spec.model_dump(), "limit": None, **changes}, source="command line")
+
+
 def extend_run(
     job: StoredJob, changes: Mapping[str, Any] | None = None, *, reporter: Reporter | None = None
 ) -> Addition | None:
@@ -120,8 +130,7 @@ def extend_run(
         SettingError: a change is not valid.
         RunFailedError: another addition was recorded meanwhile; nothing of this one is kept.
     """
-    asked = {**job.spec.model_dump(), "limit": None, **(changes or {})}
-    listing = JobSpec.build(asked, source="command line")
+    listing = _listing(job, changes or {})
     settings = {name: getattr(listing, name) for name in LISTING_SETTINGS}
     known = KnownUris()
     for uris in stored_uris(job.manifest, job.directory):

@@ -13,10 +13,11 @@ from datetime import datetime, timezone
 from types import FrameType
 from typing import Any
 
-from ovss_ray.errors import OvssError, RunFailedError, RunMismatchError
+from ovss_ray.errors import OvssError, RunFailedError
+from ovss_ray.images.references import ImageRef
 from ovss_ray.labels.additions import read_additions
 from ovss_ray.labels.classes import encode_classes
-from ovss_ray.labels.layout import CLASSES_FILE, FORMAT_VERSION, RUN_FILE, Manifest
+from ovss_ray.labels.layout import CLASSES_FILE, RUN_FILE, Manifest
 from ovss_ray.run.breaker import too_many_failures
 from ovss_ray.run.crashed import crashed_images, remember_crashed
 from ovss_ray.run.directory import RunDirectory
@@ -53,14 +54,14 @@ from ovss_ray.run.logs import pass_to_root
 from ovss_ray.run.manifest import choose_shard_size, remove_stray_parts, write_manifest
 from ovss_ray.run.metrics import open_metrics
 from ovss_ray.run.pool import Engine, PoolEvent, ShardReported, TextEncoded, WorkerLoaded, WorkerPool
+from ovss_ray.run.preflight import check_words, open_images
 from ovss_ray.run.progress import Progress, Reporter, SilentReporter
 from ovss_ray.run.scheduler import Scheduler
 from ovss_ray.run.stragglers import ShardClock
 from ovss_ray.run.summary import RunSummary, summarise_run
 from ovss_ray.run.text import load_text, save_text
-from ovss_ray.run.vacancy import check_place
 from ovss_ray.spec import JobSpec
-from ovss_ray.vocabulary import Vocabulary
+from ovss_ray.vocabulary import Vocabulary, describe_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -96,26 +97,29 @@ def run_job(spec: JobSpec, *, reporter: Reporter | None = None, vocabulary: Voca
     try:
         reporter = reporter or SilentReporter()
         reporter.message(_what_is_asked(spec))  # before anything that takes its time
-        check_place(spec)
-        return _run(spec, reporter, vocabulary)
+        vocabulary = check_words(spec, vocabulary)
+        images = open_images(spec, vocabulary)
+        reporter.message(describe_vocabulary(vocabulary))
+        return _run(spec, reporter, vocabulary, images)
     except KeyboardInterrupt:  # later, while workers run, the signal is noted instead of raised
         raise RunInterrupted(signal.SIGINT, "labelling had not begun") from None
 
 
-def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> RunSummary:
+def _run(
+    spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary, images: Iterator[ImageRef] | None = None
+) -> RunSummary:
     resolved = resolve(spec, vocabulary)
     for warning in resolved.warnings:
         log.warning("%s", warning)
     directory = RunDirectory(resolved.spec.run, spec.storage_options)
     record = directory.read_json(RUN_FILE)
     if record is not None:
-        _check_format(record, directory)
         additions = read_additions(directory.fs, directory.root, directory.uri)
         resolved, manifest = take_over(resolved, record, additions, run=directory.uri)
         directory.prepare()
         _write_classes(resolved.vocabulary, directory)  # runs of older versions have none
     else:
-        planned = _plan(resolved.spec, directory, reporter)
+        planned = _plan(resolved.spec, images_of(resolved.spec) if images is None else images, directory, reporter)
         if planned is None:
             return _run(spec, reporter, vocabulary)
         manifest = planned
@@ -153,17 +157,8 @@ def _run(spec: JobSpec, reporter: Reporter, vocabulary: Vocabulary | None) -> Ru
     return _run(spec, reporter, vocabulary)
 
 
-def _check_format(record: dict[str, Any], directory: RunDirectory) -> None:
-    if record.get("format_version") != FORMAT_VERSION:
-        raise RunMismatchError(
-            f"{directory.uri}/{RUN_FILE} has format {record.get('format_version')}, this version of ovss-ray writes "
-            f"{FORMAT_VERSION}; continue it with ovss-ray {record.get('package_version', 'of that time')}"
-        )
-
-
-def _plan(spec: JobSpec, directory: RunDirectory, reporter: Reporter) -> Manifest | None:
+def _plan(spec: JobSpec, images: Iterator[ImageRef], directory: RunDirectory, reporter: Reporter) -> Manifest | None:
     """The manifest of a new run; None if another process has started it meanwhile, so that it is to be continued."""
-    images = images_of(spec)
     shard_size = spec.shard_size
     if shard_size == "auto":
         shard_size, images = choose_shard_size(images)

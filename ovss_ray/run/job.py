@@ -137,15 +137,10 @@ def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
     check_query_lengths(settings.with_all_texts(vocabulary), weights.architecture)
     check_weights(weights.clip, method.Tower, trust_weights=spec.trust_weights)
     updates: dict[str, Any] = {
+        **absolute_places(spec),
         "settings": settings.model_dump(mode="json"),
         "clip": weights.clip,
-        "input": _absolute(spec.input),
-        "run": local_path(spec.run) if is_local(spec.run) else spec.run.rstrip("/"),
     }
-    if spec.evaluate is not None:  # continued from another folder, it is to be found too
-        places = {name: getattr(spec.evaluate, name) for name in ("root", "ground_truth")}
-        absolute = {name: _absolute(place) for name, place in places.items() if place is not None}
-        updates["evaluate"] = spec.evaluate.model_copy(update=absolute)
     doubt = caution(weights, vocabulary)
     return ResolvedSpec(
         spec.model_copy(update=updates),
@@ -154,6 +149,19 @@ def _resolve(spec: JobSpec, vocabulary: Vocabulary | None) -> ResolvedSpec:
         settings.label_settings(),
         () if doubt is None else (doubt,),
     )
+
+
+def absolute_places(spec: JobSpec) -> dict[str, Any]:
+    """The fields of a job that name places, as they are stored: so that it can be continued from another folder."""
+    updates: dict[str, Any] = {
+        "input": _absolute(spec.input),
+        "run": local_path(spec.run) if is_local(spec.run) else spec.run.rstrip("/"),
+    }
+    if spec.evaluate is not None:  # continued from another folder, it is to be found too
+        places = {name: getattr(spec.evaluate, name) for name in ("root", "ground_truth")}
+        absolute = {name: _absolute(place) for name, place in places.items() if place is not None}
+        updates["evaluate"] = spec.evaluate.model_copy(update=absolute)
+    return updates
 
 
 def _absolute(source: str) -> str:

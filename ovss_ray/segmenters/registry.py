@@ -27,6 +27,14 @@ def method_names() -> tuple[str, ...]:
     return METHODS
 
 
+def check_method_name(name: str) -> None:
+    """Raise `SettingError` for what is neither one of `method_names()` nor looks like "package.module:Class"."""
+    if ":" not in name and name not in METHODS:
+        raise SettingError(
+            f"there is no method '{name}', only {', '.join(METHODS)} and 'module:Class'{nearest(name, METHODS)}"
+        )
+
+
 def get_method(name: str) -> type[Segmenter]:
     """The class of a method, with its `Settings` and its `card`.
 
@@ -36,14 +44,11 @@ def get_method(name: str) -> type[Segmenter]:
     Raises:
         SettingError: there is no such method.
     """
+    check_method_name(name)
     from ovss_ray.segmenters.base import Segmenter
 
     if ":" in name:
         return _imported(name)
-    if name not in METHODS:
-        raise SettingError(
-            f"there is no method '{name}', only {', '.join(METHODS)} and 'module:Class'{nearest(name, METHODS)}"
-        )
     module = import_module(f"ovss_ray.segmenters.{name}")
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Segmenter) and vars(value).get("name") == name:
