@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from ovss_ray.segmenters.base import Image, MethodCard, Segmenter, SegmenterSettings
+from ovss_ray.segmenters.base import Image, Segmenter, SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabulary import Vocabulary
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ovss_ray.segmenters import MethodCard, Protocol
 
 
+_SHOWN = (("voc21", "VOC21"), ("ade20k", "ADE20K"))
+"""The benchmarks whose published mIoU the table shows."""
+
+
 def methods(
     method: Annotated[
         str | None, typer.Argument(metavar="METHOD", help="Explain this one, and every setting of it, for --set.")
@@ -40,18 +44,29 @@ def methods(
 
 
 def print_methods(as_json: bool) -> None:
-    """What is known of all methods, as a table or as JSON; imports every method, and torch with it."""
-    from ovss_ray.report.methods import cards, methods_json
+    """All methods, a line each that fits 80 columns, or all that is known of them as JSON; imports none of them."""
+    from ovss_ray.report.methods import methods_json
+    from ovss_ray.segmenters.cards import cards
 
     if as_json:
         say_json(methods_json())
         return
-    table = Table("method", "paper and idea", "passes", "mIoU as published", "scenes", show_lines=True)
+    say(_line("method", "published in", "passes", *(label for _, label in _SHOWN), "scenes"))
     for name, card in cards().items():
-        table.add_row(*_row(name, card))
-    out.print(table)
-    say("scenes: mIoU on the demo's scenes with the tiny CLIP; a check that a method segments, no ranking")
-    say("ovss-ray methods METHOD: its settings")
+        published = (_number(card.published.get(benchmark)) for benchmark, _ in _SHOWN)
+        number = f"{card.passes}{'+' if card.passes_note else ''}"
+        say(_line(name, card.venue, number, *published, _best_scene_score(name)))
+    say(
+        "",
+        "VOC21, ADE20K: mIoU in percent as published; +: and a part of a pass more.",
+        "scenes: mIoU on the demo's scenes with the tiny CLIP; it checks that a method",
+        "segments, and ranks nothing. docs/methods.md compares what they cost.",
+        "ovss-ray methods METHOD: paper, idea, cost and settings of one.",
+    )
+
+
+def _line(method: str, venue: str, *numbers: str) -> str:
+    return f"{method:<14}{venue:<28}" + "".join(f"{number:>8}" for number in numbers)
 
 
 def print_method(name: str, as_json: bool) -> None:
@@ -64,8 +79,7 @@ def print_method(name: str, as_json: bool) -> None:
     if as_json:
         say_json(asdict(method.card) | {"scene_miou": asdict(scene_score(name)), "settings": settings})
         return
-    _, about, passes, published, _ = _row(name, method.card)
-    out.print(f"{about}\npasses per window: {passes}\nmIoU as published: {published}", highlight=False)
+    say(*_about(name, method.card), "")
     table = Table("--set", "values", "default", "what it is", box=None, pad_edge=False)
     for field, schema in settings.items():
         table.add_row(field, allowed_values(schema), as_typed(schema.get("default")), schema.get("description", ""))
@@ -93,15 +107,31 @@ def as_typed(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _row(name: str, card: MethodCard) -> tuple[str, ...]:
-    from ovss_ray.report.methods import BENCHMARKS, passes, scene_score
+def _about(name: str, card: MethodCard) -> list[str]:
+    from ovss_ray.report.methods import BENCHMARKS, passes
 
-    free = "training-free" if card.training_free else "not training-free"
-    about = f"{card.paper} ({card.venue})\n{card.idea}\n{', '.join(card.models)}; {free}; {card.status}"
     published = ", ".join(f"{BENCHMARKS.get(key, key)} {value:g}" for key, value in card.published.items())
+    return [
+        f"{card.title}: {card.paper} ({card.venue}), github.com/{card.repository}",
+        card.idea,
+        f"models: {', '.join(card.models)}; {'training-free' if card.training_free else 'not training-free'}",
+        f"passes per window: {passes(card)}",
+        f"mIoU as published: {published or '-'}" + (f" ({card.published_source})" if card.published_source else ""),
+        f"mIoU on the demo's scenes: {_best_scene_score(name)}",
+        f"status: {card.status}",
+    ]
+
+
+def _best_scene_score(name: str) -> str:
+    from ovss_ray.report.methods import scene_score
+
     scores = scene_score(name)
     best = scores.whole if scores.windows is None else scores.windows
-    return name, about, passes(card), published or "-", "-" if best is None else f"{100 * best:.0f}"
+    return "-" if best is None else f"{100 * best:.0f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def print_protocols(as_json: bool, method: str | None = None) -> None:

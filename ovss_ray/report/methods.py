@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ovss_ray.evaluation.scene_scores import SceneScore, read_record, recorded_scores
-from ovss_ray.segmenters import MethodCard, get_method, method_names
+from ovss_ray.segmenters.cards import MethodCard, cards
 
 BENCHMARKS = {
     "voc21": "VOC21",
@@ -61,11 +61,6 @@ other work, so that a tenth means nothing; with {clip} (random weights cost the 
 `convnext_base_w/random`.
 
 """
-
-
-def cards() -> dict[str, MethodCard]:
-    """The cards of all methods that come with the package, by name."""
-    return {name: get_method(name).card for name in method_names()}
 
 
 def scene_score(method: str) -> SceneScore:

@@ -11,7 +11,8 @@ from ovss_ray.segmenters.registry import METHODS, get_method, load_segmenter, me
 if TYPE_CHECKING:
     from ovss_ray.models.clip import resolve_dtype
     from ovss_ray.models.sources import WeightsInfo, resolve_weights
-    from ovss_ray.segmenters.base import MethodCard, Segmenter
+    from ovss_ray.segmenters.base import Segmenter
+    from ovss_ray.segmenters.cards import MethodCard
     from ovss_ray.segmenters.dense import DenseSegmenter, DenseSettings
     from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 
@@ -37,7 +38,7 @@ __all__ = [
 _HOMES = {
     "DenseSegmenter": "ovss_ray.segmenters.dense",
     "DenseSettings": "ovss_ray.segmenters.dense",
-    "MethodCard": "ovss_ray.segmenters.base",
+    "MethodCard": "ovss_ray.segmenters.cards",
     "Segmentation": "ovss_ray.segmenters.results",
     "Segmenter": "ovss_ray.segmenters.base",
     "TextEmbeddings": "ovss_ray.segmenters.results",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast, overload
 
 import numpy as np
@@ -18,35 +17,12 @@ from typing_extensions import Self
 from ovss_ray.errors import SettingError, explain_invalid
 from ovss_ray.models.tower import DenseTower, TowerShape
 from ovss_ray.models.vision import VisionTower
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabulary import Source, Vocabulary, load_vocabulary
 
 Image = NDArray[np.uint8]
 Text = TextEmbeddings | Source
-
-
-@dataclass(frozen=True)
-class MethodCard:
-    """The facts about a published method, for tables and documentation.
-
-    models: kinds of models it runs. passes: forward passes per window; passes_note: what comes on top. published:
-    vocabulary name -> mIoU in percent, as printed in `published_source` for `published_model`; only numbers that were
-    published. status: what was checked, and what was not.
-    """
-
-    title: str
-    paper: str
-    venue: str
-    repository: str
-    idea: str
-    models: tuple[str, ...]
-    passes: int = 1
-    passes_note: str = ""
-    training_free: bool = True
-    published: Mapping[str, float] = field(default_factory=dict)
-    published_model: str = "OpenAI CLIP ViT-B/16"
-    published_source: str = ""
-    status: str = "formulas checked; published mIoU not reproduced yet"
 
 
 class SegmenterSettings(BaseModel):

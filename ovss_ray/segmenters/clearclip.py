@@ -17,7 +17,8 @@ from typing_extensions import Self
 
 from ovss_ray.models.vision import TowerShape, Trunk
 from ovss_ray.ops.attention import attend
-from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
+from ovss_ray.segmenters.base import SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.last_block import ReducedSegmenter, ReducedSettings
 
 

@@ -29,7 +29,8 @@ from torch import Tensor
 from ovss_ray.ops.attention import attend
 from ovss_ray.ops.labelling import best_query
 from ovss_ray.ops.positional import PositionalPolicy
-from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
+from ovss_ray.segmenters.base import SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.dense import cosine_scores
 from ovss_ray.segmenters.parallel_path import ParallelPathSegmenter, ParallelPathSettings
 

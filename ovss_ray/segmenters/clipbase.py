@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ovss_ray.segmenters.base import MethodCard
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.dense import DenseSegmenter
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ovss_ray.models.clip import ClipModel
 from ovss_ray.models.conv import ConvTower
-from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
+from ovss_ray.segmenters.base import SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.dense import DenseSegmenter, WindowSettings
 
 

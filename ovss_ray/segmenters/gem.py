@@ -29,7 +29,8 @@ from typing_extensions import Self
 from ovss_ray.models.vision import TowerShape
 from ovss_ray.ops.attention import attend
 from ovss_ray.ops.positional import PositionalPolicy
-from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
+from ovss_ray.segmenters.base import SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.parallel_path import ParallelPathSegmenter, ParallelPathSettings
 
 

@@ -34,7 +34,8 @@ from ovss_ray.models.vision import Trunk
 from ovss_ray.ops.attention import correlative_attention
 from ovss_ray.ops.morphology import close_labels
 from ovss_ray.ops.views import FLIPPED_AXIS, View, take_view, undo_view
-from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
+from ovss_ray.segmenters.base import SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.dense import DenseSettings
 from ovss_ray.segmenters.last_block import LastBlockSegmenter
 from ovss_ray.segmenters.results import TextEmbeddings

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ovss_ray.models.vision import Trunk
 from ovss_ray.ops.positional import PositionalPolicy
-from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
+from ovss_ray.segmenters.base import SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.dense import DenseSettings, cosine_scores
 from ovss_ray.segmenters.last_block import LastBlockSegmenter
 

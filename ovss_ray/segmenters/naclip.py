@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ovss_ray.models.vision import Trunk
 from ovss_ray.ops.attention import attend, gaussian_prior
-from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
+from ovss_ray.segmenters.base import SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.last_block import ReducedSegmenter, ReducedSettings
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from ovss_ray.segmenters.base import Segmenter
 
-_SHARED_MODULES = {"base", "clip_segmenter", "dense", "last_block", "parallel_path", "protocols", "registry", "results"}
+_SHARED_MODULES = {
+    "base", "cards", "clip_segmenter", "dense", "last_block", "parallel_path", "protocols", "registry", "results",
+}  # fmt: skip
 
 METHODS: tuple[str, ...] = tuple(
     sorted(item.name for item in pkgutil.iter_modules([str(Path(__file__).parent)]) if item.name not in _SHARED_MODULES)

@@ -34,7 +34,8 @@ from ovss_ray.models.vision import TowerShape, Trunk
 from ovss_ray.ops.attention import attend, gaussian_prior
 from ovss_ray.ops.pamr import pamr
 from ovss_ray.ops.semantic_feedback import majority_labels, semantic_feedback
-from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
+from ovss_ray.segmenters.base import SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.dense import DenseSettings, cosine_scores
 from ovss_ray.segmenters.last_block import LastBlockSegmenter
 

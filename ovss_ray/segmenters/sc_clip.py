@@ -28,7 +28,8 @@ from ovss_ray.errors import SettingError
 from ovss_ray.models.vision import TowerShape
 from ovss_ray.ops.attention import attend, merge_heads, split_heads
 from ovss_ray.ops.tokens import aggregate, cosine_similarities, find_anomalies, repair
-from ovss_ray.segmenters.base import MethodCard, SegmenterSettings
+from ovss_ray.segmenters.base import SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.dense import DenseSegmenter, DenseSettings
 
 _CORRELATION_SCALE = 3.0

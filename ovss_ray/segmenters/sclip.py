@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ovss_ray.models.vision import Trunk
 from ovss_ray.ops.attention import correlative_attention
-from ovss_ray.segmenters.base import MethodCard
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.last_block import LastBlockSegmenter
 
 

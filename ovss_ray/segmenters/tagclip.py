@@ -49,7 +49,8 @@ from ovss_ray.ops.boxes import high_boxes, min_max
 from ovss_ray.ops.labelling import LabelledPixels, ScoreField, best_query, label_by_share
 from ovss_ray.ops.positional import PositionalPolicy
 from ovss_ray.ops.resize import bilinear_matrix
-from ovss_ray.segmenters.base import Image, MethodCard, SegmenterSettings
+from ovss_ray.segmenters.base import Image, SegmenterSettings
+from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.clip_segmenter import LOW_MEMORY_DIVISOR, ClipSegmenter
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabularies.clip_es import CAM_NAMES, CAM_TEMPLATE, COCO_BACKGROUND, VOC_BACKGROUND
