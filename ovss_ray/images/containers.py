@@ -24,7 +24,7 @@ from ovss_ray.images.references import ImageRef, Wanted, extension_of
 from ovss_ray.images.stores import StorageOptions, is_local, open_store, protocol_of
 from ovss_ray.images.tables import Table, list_format, open_parquet, open_text_table
 from ovss_ray.images.tars import READ_AHEAD, SampleFields, TarMember, is_tar, sample_of, tar_members
-from ovss_ray.images.walking import bare_etag
+from ovss_ray.images.versions import version_at
 
 
 class Container(NamedTuple):
@@ -132,9 +132,9 @@ class ContainerReader:
     def _tar(self, fs: fsspec.AbstractFileSystem, path: str, container: Container) -> Iterator[ImageRef]:
         check_container(container.uri)
         buffered = {} if is_local(container.uri) else {"block_size": READ_AHEAD, "cache_type": "readahead"}
+        etag = container.etag or version_at(fs, path).mark  # first: of a file that is replaced meanwhile, the old one
         with fs.open(path, "rb", **buffered) as file:
             size_bytes = file.seek(0, io.SEEK_END)
-            etag = container.etag or _etag(fs, path)
             found = tar_members(file, size_bytes, container.uri, wanted=self._wanted.is_image)
             members = (member for member in found if not self._is_hidden(member))
             if self._wanted.keep_columns:
@@ -175,13 +175,14 @@ class ContainerReader:
     def _parquet(
         self, fs: fsspec.AbstractFileSystem, path: str, container: Container
     ) -> Iterator[ImageRef | Container]:
+        etag = container.etag or version_at(fs, path).mark
         with open_parquet(fs, path, container.uri) as table:
             column = find_image_column(table.schema, container.uri, self._wanted)
             if column is not None:
                 check_container(container.uri)
                 if not table.by_ranges:
                     raise no_byte_ranges(container.uri)
-                yield from row_images(table, column, container.uri, container.etag or _etag(fs, path), self._wanted)
+                yield from row_images(table, column, container.uri, etag, self._wanted)
             elif container.chosen:
                 yield from self._rows(table, container.uri)
             else:
@@ -218,10 +219,5 @@ def path_in(uri: str, path: str) -> str:
     return urlsplit(path).path if protocol_of(uri) in ("http", "https") else path
 
 
-def _etag(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
-    info = fs.info(path)
-    return bare_etag(info.get("ETag") or info.get("etag"))
-
-
 def _tar_image(member: TarMember, tar: str, etag: str | None, extra: str | None) -> ImageRef:
-    return ImageRef(tar_uri(member.name, tar), member.size_bytes, etag, member.offset, extra)
+    return ImageRef(tar_uri(member.name, tar), member.size_bytes, etag, member.offset, extra, member.header_bytes)

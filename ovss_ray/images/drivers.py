@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
 from ovss_ray.images.reach import USERS_WORD, Reach
 from ovss_ray.images.stores import StorageOptions, open_store, protocol_of
 from ovss_ray.version import __version__
+
+T = TypeVar("T")
 
 
 def open_bounded(
@@ -60,10 +63,15 @@ def call_within(fs: fsspec.AbstractFileSystem, timeout_s: float, method: str, *a
     """
     if not fs.async_impl:
         return getattr(fs, method)(*arguments, **options)
+    return wait_within(fs, timeout_s, getattr(fs, f"_{method}")(*arguments, **options))
 
-    async def bounded() -> Any:
+
+def wait_within(fs: fsspec.AbstractFileSystem, timeout_s: float, answer: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that runs in the event loop of a file system, or `TimeoutError` when time is up."""
+
+    async def bounded() -> T:
         # wait_for cancels the request; the time limit of fsspec's own `sync` would leave it running.
-        return await asyncio.wait_for(getattr(fs, f"_{method}")(*arguments, **options), timeout_s)
+        return await asyncio.wait_for(answer, timeout_s)
 
     try:
         return asyncio.run_coroutine_threadsafe(bounded(), fs.loop).result()

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
 
 from ovss_ray.errors import ImageError, SettingError
 from ovss_ray.images.backoff import try_often
-from ovss_ray.images.drivers import call_within, open_bounded
+from ovss_ray.images.downloads import Wish, download, read_local, too_large
+from ovss_ray.images.drivers import call_within, open_bounded, wait_within
 from ovss_ray.images.list_files import resolver
 from ovss_ray.images.members import Member, split_member
 from ovss_ray.images.reach import USERS_WORD, Reach
+from ovss_ray.images.references import ImageRef
 from ovss_ray.images.row_groups import RangeFile, RowGroups
 from ovss_ray.images.stores import (
     StorageOptions,
     StoreFailure,
-    TruncatedError,
+    answered_status,
     is_local,
     is_redirect_astray,
     local_path,
@@ -33,9 +34,17 @@ from ovss_ray.images.stores import (
     store_failure,
     why_failed,
 )
-from ovss_ray.images.tars import BLOCK, is_header_of
+from ovss_ray.images.tars import BLOCK, check_member
+from ovss_ray.images.versions import Version, changed, check_unchanged, version_of_info, version_of_status
 from ovss_ray.images.window import Reply, RequestWindow
 
+T = TypeVar("T")
+
+DEFAULT_MAX_BYTES = 512 << 20
+"""Of one image as a file: five bytes for each pixel that is allowed by default, more than usual formats take."""
+
+RANGE_NOT_SATISFIABLE = 416
+_PARQUET = "the Parquet file"
 _STORES_REMEMBERED = 1024  # lists of web addresses name any number of hosts
 _REPLIES: dict[StoreFailure, Reply] = {"throttled": "throttled", "not_found": "good", "forbidden": "good"}
 # What the image that this thread fetches may be read from.
@@ -59,7 +68,7 @@ class Fetcher:
         *,
         timeout_s: float = 60.0,
         connections: int = 64,
-        max_bytes: int = 1 << 30,
+        max_bytes: int = DEFAULT_MAX_BYTES,
         sleep: Callable[[float], None] = time.sleep,
         on_retry: Callable[[StoreFailure], None] | None = None,
     ) -> None:
@@ -70,7 +79,8 @@ class Fetcher:
             attempts: requests for one image before it is given up, 1 or more.
             timeout_s: limit of one request, connection and body together; local disks know no limit.
             connections: requests to one store that may be under way together; more threads wait in line.
-            max_bytes: larger images are `too_large`, where their size is known before they are read.
+            max_bytes: larger images are `too_large`; counted while they arrive, and after decompression, where nobody
+                tells the size before.
             sleep: how to wait between attempts.
             on_retry: told the kind of each failure that is followed by another attempt, in the thread of the fetch;
                 stays behind when the fetcher is pickled.
@@ -87,32 +97,46 @@ class Fetcher:
         self._open_stores()
 
     def fetch(
-        self, uri: str, size_bytes: int | None = None, offset: int | None = None, *, reach: Reach = USERS_WORD
+        self,
+        uri: str,
+        size_bytes: int | None = None,
+        offset: int | None = None,
+        *,
+        etag: str | None = None,
+        header_bytes: int | None = None,
+        reach: Reach = USERS_WORD,
     ) -> bytes:
-        """Read one image whole.
+        """Read one image whole, as it was planned.
 
         Args:
-            uri: as in `ImageRef.uri`.
-            size_bytes: its size by the manifest; fewer bytes count as a broken transfer and are asked for again.
-            offset: as in `ImageRef.offset`; images inside a file need it, and those in tars their size too.
+            uri, size_bytes, offset, etag, header_bytes: as in `ImageRef`. Images inside a file need the offset, those
+                in tars the size too. What is None is not compared.
             reach: what the address may lead to; `forbidden` where it leads elsewhere.
 
         Raises:
-            ImageError: `not_found`, `forbidden`, `too_large` (over `max_bytes`), or `fetch_failed` after the last
-                attempt, with the reason of that attempt.
+            ImageError: `not_found`, `forbidden`, `too_large` (over `max_bytes`), or `fetch_failed`: at once for a file
+                that changed since it was planned, else after the last attempt, with the reason of that attempt.
         """
+        if size_bytes is not None and size_bytes > self.max_bytes:
+            raise too_large(self.max_bytes, size_bytes)
+        ref = ImageRef(uri, size_bytes, etag, offset, header_bytes=header_bytes)
+        return self._often(uri, reach, lambda: self._read_image(ref))
+
+    def version(self, uri: str, *, reach: Reach = USERS_WORD) -> Version:
+        """Which version of a file is there now, as far as its store tells: one stat, or one request.
+
+        Raises:
+            ImageError: as `fetch`.
+        """
+        return self._often(uri, reach, lambda: self._version(uri))
+
+    def _often(self, uri: str, reach: Reach, read: Callable[[], T]) -> T:
         if not uri:
             raise ImageError("not_found", "the list names no image in this row")
-        if size_bytes is not None:
-            self._check_size(size_bytes)
         try:
             with _under(reach):
                 return try_often(
-                    lambda: self._read_image(uri, size_bytes, offset),
-                    attempts=self.attempts,
-                    is_final=_is_final,
-                    sleep=self._sleep,
-                    on_retry=self._count_retry,
+                    read, attempts=self.attempts, is_final=_is_final, sleep=self._sleep, on_retry=self._count_retry
                 )
         except ImageError:
             raise
@@ -133,96 +157,78 @@ class Fetcher:
         if self._on_retry is not None:
             self._on_retry(failure)
 
-    def _read_image(self, uri: str, size_bytes: int | None, offset: int | None) -> bytes:
-        member = split_member(uri)
+    def _read_image(self, ref: ImageRef) -> bytes:
+        member = split_member(ref.uri)
         if member is None:
-            return self._read_in_turn(uri, size_bytes)
-        if member.kind == "parquet" and offset is not None:
-            return self._read_cell(member, offset)
-        if member.kind == "tar" and offset is not None and size_bytes is not None:
-            return self._read_member(member.file, size_bytes, offset)
-        raise ValueError("an image inside a file is found by its offset and size, and these are not given")
+            return self._read_in_turn(ref.uri, Wish(None, None, self.max_bytes, ref.size_bytes, ref.etag))
+        if ref.offset is None:
+            raise ImageError("not_found", f"the {member.kind} file holds no such image (any more)")
+        if member.kind == "parquet":
+            return self._read_cell(member, ref.offset, ref.etag)
+        if ref.size_bytes is None:
+            raise ValueError("an image in a tar is found by its size, and this is not given")
+        return self._read_member(member, ref, ref.size_bytes, ref.offset)
 
-    def _read_member(self, tar: str, size_bytes: int, offset: int) -> bytes:
-        data = self._read_in_turn(tar, BLOCK + size_bytes, max(offset - BLOCK, 0))
-        if not is_header_of(data[:BLOCK], size_bytes):
-            raise ImageError("fetch_failed", f"the tar has changed: no file of {size_bytes} bytes at byte {offset}")
-        return data[BLOCK:]
+    def _read_member(self, member: Member, ref: ImageRef, size_bytes: int, offset: int) -> bytes:
+        """The headers lie right before the content: one request for both shows whether the member is still there."""
+        headers = min(ref.header_bytes or BLOCK, offset)
+        wish = Wish(offset - headers, offset + size_bytes, mark=ref.etag, what="the tar")
+        data = self._read_in_turn(member.file, wish)
+        check_member(data[:headers], member.name, size_bytes, with_name=ref.header_bytes is not None)
+        return data[headers:]
 
-    def _read_cell(self, member: Member, row: int) -> bytes:
-        cell = self._row_groups.cell(member.file, member.name, row)
+    def _read_cell(self, member: Member, row: int, etag: str | None) -> bytes:
+        cell = self._row_groups.cell(member.file, member.name, row, etag)
         if cell.data is not None:
-            self._check_size(len(cell.data))
             return cell.data
         if not cell.path:
             raise ImageError("not_found", "the row of the Parquet file holds neither bytes nor a path")
-        return self._read_in_turn(resolver(member.file)(cell.path), None)
+        return self._read_in_turn(resolver(member.file)(cell.path), Wish(max_bytes=self.max_bytes))
 
-    def _open_parquet(self, uri: str) -> Callable[[], Any]:
-        _check_reach(uri)
-        if is_local(uri):
-            return lambda: open(local_path(uri), "rb")
-        fs = self._store(uri)
-        size_bytes = call_within(fs, self.timeout_s, "info", fs._strip_protocol(uri)).get("size")
+    def _open_parquet(self, uri: str, etag: str | None) -> Callable[[], Any]:
+        """How to open the version of a Parquet file that was planned; without a mark, the one that is there now."""
+        now = self._version(uri)
+        size_bytes = now.size_bytes
         if size_bytes is None:
             raise ImageError("fetch_failed", "the server does not tell the size of the Parquet file")
-        reach = _REACH.get()
+        check_unchanged(etag, now, _PARQUET)
+        mark, reach = etag or now.mark, _REACH.get()
 
         def read_range(start: int, end: int) -> bytes:  # called by threads of pyarrow's, too
             with _under(reach):
-                return self._read_in_turn(uri, end - start, start)
+                return self._read_in_turn(uri, Wish(start, end, mark=mark, what=_PARQUET))
 
         return lambda: RangeFile(read_range, size_bytes)
 
-    def _read_in_turn(self, uri: str, size_bytes: int | None, start: int | None = None) -> bytes:
+    def _version(self, uri: str) -> Version:
+        _check_reach(uri)
+        if is_local(uri):
+            return version_of_status(os.stat(local_path(uri)))  # noqa: PTH116
+        fs = self._store(uri)
+        path = fs._strip_protocol(uri)
+        fs.invalidate_cache(path)
+        return version_of_info(call_within(fs, self.timeout_s, "info", path))
+
+    def _read_in_turn(self, uri: str, wish: Wish) -> bytes:
         """Read once the store's window has room; waiting there is no part of the time limit."""
         _check_reach(uri)
         if is_local(uri):
-            return self._read(uri, size_bytes, start)
+            return read_local(local_path(uri), wish)
         window = self._window(protocol_of(uri), urlsplit(uri).netloc)
         number = window.enter()
         reply: Reply = "none"
         try:
-            data = self._read(uri, size_bytes, start)
+            fs = self._store(uri)
+            data = wait_within(fs, self.timeout_s, download(fs, fs._strip_protocol(uri), wish))
             reply = "good"
             return data
         except Exception as error:
-            reply = _REPLIES.get(store_failure(error), "none")
+            if wish.length is not None and answered_status(error) == RANGE_NOT_SATISFIABLE:
+                raise changed(wish.what, f"at least {wish.end} bytes then, fewer now") from error
+            reply = "good" if isinstance(error, ImageError) else _REPLIES.get(store_failure(error), "none")
             raise
         finally:
             window.leave(number, reply)
-
-    def _read(self, uri: str, size_bytes: int | None, start: int | None) -> bytes:
-        """Read a file, or from `start` on as many bytes as the size says."""
-        end = None if start is None or size_bytes is None else start + size_bytes
-        data = self._read_local(local_path(uri), start, end) if is_local(uri) else self._read_remote(uri, start, end)
-        if size_bytes is not None and len(data) < size_bytes:
-            raise TruncatedError(f"only {len(data)} of {size_bytes} bytes arrived")
-        if end is not None and len(data) > (size_bytes or 0):
-            raise ImageError("fetch_failed", "the server ignores byte ranges, which images inside a file need")
-        return data
-
-    def _read_local(self, path: str, start: int | None, end: int | None) -> bytes:
-        status = os.stat(path)  # noqa: PTH116
-        if stat.S_ISDIR(status.st_mode):
-            os.scandir(path).close()  # a folder that could not be listed says why
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-            raise ImageError("not_found", "there is no file of this name, but a folder or device")
-        with open(path, "rb") as file:
-            if start is not None and end is not None:
-                file.seek(start)
-                return file.read(end - start)
-            self._check_size(status.st_size)
-            return file.read()
-
-    def _read_remote(self, uri: str, start: int | None, end: int | None) -> bytes:
-        fs = self._store(uri)
-        data: bytes = call_within(fs, self.timeout_s, "cat_file", fs._strip_protocol(uri), start=start, end=end)
-        return data
-
-    def _check_size(self, size_bytes: int) -> None:
-        if size_bytes > self.max_bytes:
-            raise ImageError("too_large", f"{size_bytes} bytes, over the limit of {self.max_bytes}")
 
     def _store(self, uri: str) -> fsspec.AbstractFileSystem:
         """The file system of a URI: opened once, then shared by all threads."""
@@ -250,7 +256,7 @@ class Fetcher:
     def _open_stores(self) -> None:
         self._lock = threading.Lock()
         self._stores: dict[tuple[str, str, Reach | None], fsspec.AbstractFileSystem] = {}
-        self._row_groups = RowGroups(self._open_parquet)
+        self._row_groups = RowGroups(self._open_parquet, max_bytes=self.max_bytes)
         self._windows = lru_cache(_STORES_REMEMBERED)(lambda _protocol, _host: RequestWindow(self.connections))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ovss_ray.images.kept_columns import check_columns, to_json
 from ovss_ray.images.references import ImageRef, Wanted
 from ovss_ray.images.stores import is_local, local_path, protocol_of
 from ovss_ray.images.tables import Table
+from ovss_ray.images.versions import bare_etag
 
 URI_COLUMNS = ("uri", "url", "path", "image", "file_name")
 _SIZE_COLUMNS = ("size_bytes", "size")
@@ -94,7 +95,7 @@ def read_rows(table: Table, columns: ListColumns, source: str) -> Iterator[Image
         place = [value.strip() if isinstance(value, str) else "" for value in row[:places]]
         facts: dict[str | None, Any] = dict(zip(told, row[places:], strict=False))
         extra = to_json(columns.keep, row[places + len(told) :], source) if columns.keep else None
-        yield ImageRef(resolve(*place), _count(facts.get(columns.size)), _text(facts.get(columns.etag)), None, extra)
+        yield ImageRef(resolve(*place), _count(facts.get(columns.size)), _etag(facts.get(columns.etag)), None, extra)
 
 
 def resolver(source: str) -> Callable[[str], str]:
@@ -131,5 +132,5 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
-def _text(value: Any) -> str | None:
-    return storable(value.strip().strip('"')) or None if isinstance(value, str) else None
+def _etag(value: Any) -> str | None:
+    return bare_etag(storable(value.strip())) if isinstance(value, str) else None

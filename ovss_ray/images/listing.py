@@ -27,7 +27,8 @@ from ovss_ray.images.s3_listing import walk_s3
 from ovss_ray.images.stores import StorageOptions, is_local, local_path, open_store, protocol_of
 from ovss_ray.images.tables import list_format
 from ovss_ray.images.tars import is_tar, names_compressed_tar, refuse_compressed
-from ovss_ray.images.walking import StoredFile, bare_etag, s3_folders, walk_local, walk_store
+from ovss_ray.images.versions import Version, version_at, version_of_info
+from ovss_ray.images.walking import StoredFile, s3_folders, walk_local, walk_store
 
 __all__ = ["DEFAULT_EXTENSIONS", "ImageRef", "list_images"]
 
@@ -234,7 +235,7 @@ class _Listing:
             )
         if entry is None and extension_of(path_in(uri, uri)):
             self._refused(uri)
-        return iter([ImageRef(uri, info.get("size"))])
+        return iter([_versioned(uri, version_of_info(info))])
 
     def _remote(self, uri: str) -> Iterator[ImageRef | Container]:
         fs, path = open_store(uri, self._storage_options)
@@ -243,8 +244,7 @@ class _Listing:
             return self._remote_folder(uri, pattern.base, pattern)
         entry = None if uri.endswith("/") else self._file(uri)
         if isinstance(entry, ImageRef):
-            info = fs.info(path)
-            return iter([ImageRef(uri, info.get("size"), bare_etag(info.get("ETag") or info.get("etag")))])
+            return iter([_versioned(uri, version_at(fs, path))])
         return self._remote_folder(uri, path, None) if entry is None else iter([entry])
 
     def _remote_folder(self, uri: str, folder: str, pattern: GlobPattern | None) -> Iterator[ImageRef | Container]:
@@ -330,6 +330,10 @@ def _inside(folder: str | None, base: str) -> str | None:
     else:  # whatever the protocol: s3 and s3a are one store
         inner, outer = (f"{place.partition('://')[2].rstrip('/')}/" for place in (folder, base))
     return inner[len(outer) :] or None if inner.startswith(outer) else None
+
+
+def _versioned(uri: str, version: Version) -> ImageRef:
+    return ImageRef(uri, version.size_bytes, version.mark if version.tag or version.modified else None)
 
 
 def _uniform(uri: str) -> float:

@@ -17,11 +17,12 @@ class ImageRef:
         uri: a URI, or an absolute path for a local file; "" for a row of a list that names no image. An image inside
             a file has a chained address, see `members.py`.
         size_bytes: its size where the store's listing gives it (object stores), else None.
-        etag: the store's own mark of its content, without quotes, where the listing gives it, else None; of an image
-            inside a file, the mark of that file.
+        etag: the store's own mark of its content, where the listing gives it, see `Version.mark`; of an image inside a
+            file, the mark of that file.
         offset: position inside the file that holds the image among others (byte of a tar, row of a Parquet file); None
             if the image is a file of its own.
         extra: what a list says about the image beside its place, as a JSON object; None if nothing is kept.
+        header_bytes: of a member of a tar, the length of its headers, which lie right before it; else None.
     """
 
     uri: str
@@ -29,6 +30,7 @@ class ImageRef:
     etag: str | None = None
     offset: int | None = None
     extra: str | None = None
+    header_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 from ovss_ray.errors import ImageError
 
 KEPT_BYTES = 512 << 20
 _FOOTER_BYTES = 1 << 20  # what a footer in memory is reckoned at
+_BUFFER_BYTES = 8 << 20  # read at a time of a group that is not read at once
 
 
 class Cell(NamedTuple):
@@ -25,36 +26,91 @@ class Cell(NamedTuple):
 
 
 class RowGroups:
-    """Reads cells; one instance serves many threads, and threads that want the same row group wait for one read.
+    """Reads cells; one instance serves many threads, and threads that want the same rows wait for one read.
+
+    What is read together is a row group, or of a group that would take more than `kept_bytes` a part of its rows: then
+    the rows before are decoded and dropped.
 
     Args:
-        open_file: how to open a Parquet file for random access, by its address.
-        kept_bytes: row groups and footers that are kept, the latest used; one group is always allowed, however large.
+        open_file: how to open the planned version of a Parquet file for random access, by its address and mark.
+        max_bytes: larger cells are `too_large`.
+        kept_bytes: rows and footers that are kept, the latest used; what is read together is always allowed.
     """
 
-    def __init__(self, open_file: Callable[[str], Callable[[], Any]], kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self,
+        open_file: Callable[[str, str | None], Callable[[], Any]],
+        *,
+        max_bytes: int,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
         self._open_file = open_file
+        self._max_bytes = max_bytes
+        self._kept_bytes = kept_bytes
         self._kept = _SharedReads(kept_bytes)
 
-    def cell(self, file: str, column: str, row: int) -> Cell:
+    def cell(self, file: str, column: str, row: int, etag: str | None = None) -> Cell:
         """The image in a row, counted from 0.
 
+        Args:
+            etag: the version of the file that was planned, see `Version.mark`.
+
         Raises:
-            ImageError: `not_found`, if the file has no such row or column (any more); `corrupt`, if it is damaged.
+            ImageError: `not_found`, if the file has no such row or column (any more); `corrupt`, if it is damaged;
+                `too_large`; `fetch_failed`, if it is not what was planned.
             OSError: and whatever else the store raises.
         """
         import pyarrow as pa
 
         try:
-            opened: _OpenedFile = self._kept.get(file, lambda: (_opened(self._open_file(file)), _FOOTER_BYTES))
+            opened: _OpenedFile = self._kept.get(
+                (file, etag), lambda: (_opened(self._open_file(file, etag)), _FOOTER_BYTES)
+            )
             if not 0 <= row < opened.starts[-1] or column not in opened.columns:
                 raise ImageError("not_found", f"the Parquet file has no row {row} in a column {column!r} (any more)")
             group = bisect_right(opened.starts, row) - 1
-            values = self._kept.get((file, column, group), lambda: _values(opened, column, group))
-            value = values[row - opened.starts[group]].as_py()
+            rows = self._rows_together(opened, column, group)
+            part, position = divmod(row - opened.starts[group], rows)
+            cells = self._kept.get(
+                (file, etag, column, group, part), lambda: self._read(opened, column, group, part * rows, rows)
+            )
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ImageError("corrupt", f"the Parquet file cannot be read: {error}") from error
-        return Cell(value["bytes"], value.get("path")) if isinstance(value, dict) else Cell(value, None)
+        cell: Cell | int = cells[position]
+        if isinstance(cell, int):
+            raise ImageError("too_large", f"{cell} bytes, over the limit of {self._max_bytes} bytes")
+        return cell
+
+    def _rows_together(self, opened: _OpenedFile, column: str, group: int) -> int:
+        count: int = opened.footer.row_group(group).num_rows
+        return max(-(-count // -(-_size_of(opened, column, group) // self._kept_bytes)), 1)
+
+    def _read(self, opened: _OpenedFile, column: str, group: int, first: int, count: int) -> tuple[list[Any], int]:
+        """So many cells from a row of a group on; those over the limit as their size. Also what they take together."""
+        import pyarrow.parquet as pq
+
+        cells: list[Cell | int] = []
+        held = 0
+        with opened.open() as source:
+            at_once = _size_of(opened, column, group) <= self._kept_bytes
+            table = pq.ParquetFile(
+                source, metadata=opened.footer, pre_buffer=at_once, buffer_size=0 if at_once else _BUFFER_BYTES
+            )
+            # Row by row: a small dictionary page can stand for any number of large values.
+            rows = table.iter_batches(1, row_groups=[group], columns=[column], use_threads=False)
+            for row in islice(rows, first, first + count):
+                size_bytes = row.nbytes
+                if size_bytes > self._max_bytes:
+                    cells.append(size_bytes)
+                    continue
+                value = row.column(0)[0].as_py()
+                cells.append(Cell(value["bytes"], value.get("path")) if isinstance(value, dict) else Cell(value, None))
+                held += size_bytes
+                if held > 2 * self._kept_bytes + self._max_bytes:
+                    raise ImageError(
+                        "too_large", f"the row group of the Parquet file unpacks to more than {held} bytes"
+                    )
+        return cells, held
 
 
 class _OpenedFile(NamedTuple):
@@ -74,13 +130,12 @@ def _opened(open_file: Callable[[], Any]) -> _OpenedFile:
     return _OpenedFile(open_file, footer, columns, list(accumulate(rows, initial=0)))
 
 
-def _values(opened: _OpenedFile, column: str, group: int) -> tuple[Any, int]:
-    import pyarrow.parquet as pq
-
-    with opened.open() as source:
-        table = pq.ParquetFile(source, metadata=opened.footer, pre_buffer=True)
-        values = table.read_row_group(group, columns=[column], use_threads=False).column(column)
-    return values, values.nbytes
+def _size_of(opened: _OpenedFile, column: str, group: int) -> int:
+    """Bytes of a column of a group, packed or not, whichever is more; 1 at least."""
+    chunks = opened.footer.row_group(group)
+    leaves = (chunks.column(index) for index in range(chunks.num_columns))
+    own = [leaf for leaf in leaves if f"{leaf.path_in_schema}.".startswith(f"{column}.")]
+    return sum(max(leaf.total_compressed_size, leaf.total_uncompressed_size) for leaf in own) or 1
 
 
 class _SharedReads:

@@ -13,7 +13,8 @@ from typing import Any
 import fsspec
 
 from ovss_ray.errors import InputError
-from ovss_ray.images.walking import StoredFile, bare_etag
+from ovss_ray.images.versions import bare_etag
+from ovss_ray.images.walking import StoredFile
 
 _Key = tuple[str, int, str | None]  # key, size, ETag
 

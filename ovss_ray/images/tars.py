@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import tarfile
@@ -10,13 +11,18 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from ovss_ray.errors import InputError
+from ovss_ray.images.versions import changed
 
 _LOG = logging.getLogger(__name__)
 
 BLOCK = tarfile.BLOCKSIZE
+_SHOWN = 60  # characters of a name in a message
 # What is read with each header: a few milliseconds of a store's bandwidth, against one request for every caption and
 # thumbnail that lies within.
 READ_AHEAD = 1 << 16
+
+LARGEST_FIELDS = 16 << 20
+"""Bytes of a `.json` or text file beside an image."""
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -24,11 +30,12 @@ _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", 
 
 @dataclass(frozen=True)
 class TarMember:
-    """A regular file in a tar; `offset` is the byte where its content begins."""
+    """A regular file in a tar; `offset` is the byte where its content begins, right behind its `header_bytes`."""
 
     name: str
     offset: int
     size_bytes: int
+    header_bytes: int
 
 
 def is_tar(path: str) -> bool:
@@ -68,9 +75,9 @@ def tar_members(file: BinaryIO, size_bytes: int, source: str, *, wanted: Callabl
             end mark) is forgiven.
     """
     left_out = 0
-    for info in _headers(file, size_bytes, source):
+    for info, start in _headers(file, size_bytes, source):
         if info.isreg() and info.sparse is None:
-            yield TarMember(info.name, info.offset_data, info.size)
+            yield TarMember(info.name, info.offset_data, info.size, info.offset_data - start)
         elif not info.isdir() and wanted(info.name):
             left_out += 1
     if left_out:
@@ -81,7 +88,8 @@ def tar_members(file: BinaryIO, size_bytes: int, source: str, *, wanted: Callabl
         )
 
 
-def _headers(file: BinaryIO, size_bytes: int, source: str) -> Iterator[tarfile.TarInfo]:
+def _headers(file: BinaryIO, size_bytes: int, source: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Each member with the byte where its headers begin; a long name, or what counts for all members, has its own."""
     tar = _open(file, source)
     offset = zero_blocks = 0
     while block := _block_at(file, offset):
@@ -105,7 +113,7 @@ def _headers(file: BinaryIO, size_bytes: int, source: str) -> Iterator[tarfile.T
             )
         if tar.offset <= offset:
             raise InputError(f"{source} is damaged: the header at byte {offset} has a negative size; pack it again")
-        yield info
+        yield info, offset
         offset, zero_blocks = tar.offset, 0
 
 
@@ -134,16 +142,35 @@ def _compressed(source: str) -> InputError:
     )
 
 
-def is_header_of(block: bytes, size_bytes: int) -> bool:
-    """Whether 512 bytes are the header of a regular file of this size.
+def check_member(headers: bytes, name: str, size_bytes: int, *, with_name: bool) -> None:
+    """Make sure that what lies before the content of a member is still its headers.
 
-    The header lies right before the content, so one read of both shows whether the tar is still what was listed.
+    Args:
+        headers: all of them, those for long names included, or only the last 512 bytes.
+        name, size_bytes: of the member, by the manifest.
+        with_name: whether all headers are there, so that they tell the name.
+
+    Raises:
+        ImageError: `fetch_failed`, the tar has changed.
     """
     try:
-        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except (tarfile.HeaderError, ValueError):
-        return False
-    return info.isreg() and info.size == size_bytes
+        info = _whole_header(headers) if with_name else _last_header(headers)
+    except (tarfile.HeaderError, tarfile.ReadError, ValueError):
+        info = None
+    was = repr(name[-_SHOWN:])
+    if info is None or not info.isreg() or info.size != size_bytes:
+        raise changed("the tar", f"no file of {size_bytes} bytes where {was} was")
+    if with_name and info.name != name:
+        raise changed("the tar", f"{info.name[-_SHOWN:]!r} where {was} was")
+
+
+def _whole_header(headers: bytes) -> tarfile.TarInfo | None:
+    tar = tarfile.TarFile(fileobj=io.BytesIO(headers), mode="r", encoding="utf-8", errors="surrogateescape")
+    return tar.next()
+
+
+def _last_header(headers: bytes) -> tarfile.TarInfo:
+    return tarfile.TarInfo.frombuf(headers[-BLOCK:], "utf-8", "surrogateescape")
 
 
 class SampleFields:
@@ -169,6 +196,11 @@ class SampleFields:
             self.seen.setdefault(extension)
             return
         file.seek(member.offset)
+        if member.size_bytes > LARGEST_FIELDS:
+            raise InputError(
+                f"{member.name} in {source} has {member.size_bytes} bytes, over the limit of {LARGEST_FIELDS} for "
+                "what is kept with an image; leave keep_columns out"
+            )
         try:
             text = file.read(member.size_bytes).decode()
             fields = json.loads(text) if extension == "json" else {extension: text}

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from ovss_ray.images.versions import version_of_info
+
 _LOG = logging.getLogger(__name__)
 
 # Names of one local directory that are held and sorted together. Larger directories come in sorted chunks of this
@@ -117,7 +119,7 @@ def walk_store(fs: fsspec.AbstractFileSystem, root: str, enter: Enter) -> Iterat
             continue
         relative = info["name"][len(root) :].strip("/")
         if info["type"] != "directory":
-            yield StoredFile(relative, info.get("size"), bare_etag(info.get("etag") or info.get("ETag")))
+            yield StoredFile(relative, info.get("size"), version_of_info(info).tag)
         elif enter(relative):
             stack.append(_sorted_infos(fs, info["name"].rstrip("/")))
 
@@ -127,8 +129,3 @@ def _sorted_infos(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[dict[s
     fs.invalidate_cache(folder)  # or fsspec would keep every listing in memory
     names = {info["name"].rstrip("/") + ("/" if info["type"] == "directory" else ""): info for info in infos}
     return (names[name] for name in sorted(names) if name.rstrip("/") != folder)
-
-
-def bare_etag(etag: object) -> str | None:
-    """An ETag as stores give it, without its quotes."""
-    return str(etag).strip('"') if etag else None

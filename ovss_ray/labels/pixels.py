@@ -74,7 +74,9 @@ class PixelReader:
         try:
             source = manifest.source_of(image_id) or self._job.get("input", "")
             reach = reach_of(source, self._job.get("allow_schemes"), self._job.get("allow_hosts"))
-            data = self._fetcher.fetch(ref.uri, ref.size_bytes, ref.offset, reach=reach)
+            data = self._fetcher.fetch(
+                ref.uri, ref.size_bytes, ref.offset, etag=ref.etag, header_bytes=ref.header_bytes, reach=reach
+            )
             return decode_image(data, max_pixels=part.max_pixels or self._max_pixels)
         except ImageError as error:
             raise ImageError(error.status, f"{error.reason} (image {image_id}, {ref.uri})") from error
@@ -92,8 +94,8 @@ class PixelReader:
         position = rows["image_id"].index(image_id).as_py()
         if position < 0:
             return None
-        row = rows.slice(position, 1).to_pylist()[0]
-        return ImageRef(**{name: row[name] for name in _REF_COLUMNS})
+        row: dict[str, Any] = rows.slice(position, 1).drop_columns("image_id").to_pylist()[0]
+        return ImageRef(**row)
 
     def _read_group(self, part: str, group: int) -> pa.Table:
         try:

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ovss_ray.errors import IMAGE_FAILURES, OvssError, RunFailedError, SettingError, nearest
+from ovss_ray.images.fetching import Fetcher
 from ovss_ray.images.listing import ImageRef
+from ovss_ray.images.reach import Reach
+from ovss_ray.images.references import Wanted
+from ovss_ray.images.replanning import look_up_again
+from ovss_ray.images.splits import reach_of
 from ovss_ray.images.stores import StorageOptions
 from ovss_ray.labels.additions import Addition, read_additions
 from ovss_ray.labels.layout import MANIFEST_FOLDER, RUN_FILE, AdditionKind, Manifest, addition_name
@@ -144,6 +151,7 @@ def extend_run(
 def retry_run(job: StoredJob, statuses: Sequence[str] | None = None) -> Addition | None:
     """Add the images without labels as new shards, so that they are labelled once more.
 
+    They are planned again, see `look_up_again`: those that changed since are taken as they are now.
     The latest outcome of each image counts; images that an earlier retry lists and has not come to are left out. If
     the job's `max_pixels` is larger than that of the run, it holds for these images only.
 
@@ -166,7 +174,10 @@ def retry_run(job: StoredJob, statuses: Sequence[str] | None = None) -> Addition
             f"max_pixels = {raised} is less than the run's {job.max_pixels}: a retry can raise it; leave it out"
         )
     failed = np.setdiff1d(_failed_images(job, chosen), _waiting_images(job), assume_unique=True)
-    images = stored_images(failed.tolist(), job.manifest, job.directory)
+    spec = job.spec
+    fetcher = Fetcher(spec.storage_options, attempts=spec.fetch_attempts, timeout_s=spec.fetch_timeout_s)
+    planned = stored_images(failed.tolist(), job.manifest, job.directory)
+    images = look_up_again(planned, fetcher, _listings(job), _reaches(job))
     return _append(job, "retry", images, {"statuses": list(chosen)}, max_pixels=raised)
 
 
@@ -237,6 +248,26 @@ def _check_statuses(statuses: Sequence[str]) -> Sequence[str]:
             hint = nearest(status, IMAGE_FAILURES) or f"; there are {', '.join(IMAGE_FAILURES)}"
             raise SettingError(f"status {status!r} is not one that an image without labels can have{hint}")
     return statuses
+
+
+def _listings(job: StoredJob) -> Callable[[int], Wanted]:
+    """How the input of each image was listed: as the run's, or as that of the extension that added it."""
+    additions = read_additions(job.directory.fs, job.directory.root, job.directory.uri)
+    extensions = [addition for addition in additions if addition.kind == "extend"]
+    counts = [addition.images for addition in extensions]
+    firsts = list(accumulate(counts, initial=job.manifest.images - sum(counts)))[:-1]
+    names = tuple(inspect.signature(Wanted.of).parameters)
+    settings = [job.spec.model_dump(include=set(names)), *(addition.settings for addition in extensions)]
+    listings = [Wanted.of(**{name: given[name] for name in names}) for given in settings]
+    return lambda image_id: listings[bisect_right(firsts, image_id)]
+
+
+def _reaches(job: StoredJob) -> Callable[[int], Reach]:
+    """What the address of each image may lead to."""
+    spec = job.spec
+    return lambda image_id: reach_of(
+        job.manifest.source_of(image_id) or spec.input, spec.allow_schemes, spec.allow_hosts
+    )
 
 
 def _failed_images(job: StoredJob, statuses: Sequence[str]) -> NDArray[np.int64]:

@@ -40,6 +40,8 @@ class ManifestRow:
     size_bytes: int | None = None
     offset: int | None = None
     extra: str | None = None
+    etag: str | None = None
+    header_bytes: int | None = None
 
 
 _ROW_COLUMNS = [field.name for field in fields(ManifestRow)]
@@ -192,7 +194,8 @@ def stored_images(
             # Whole groups were read one after another: move each position by the groups that were left out.
             shift = (groups - np.arange(len(groups))) * manifest.shard_size
             for row in _rows(table.take(pa.array(inside - np.repeat(shift, counts)))):
-                yield row["image_id"], ImageRef(**{name: row[name] for name in _REF_COLUMNS})
+                image_id: int = row.pop("image_id")
+                yield image_id, ImageRef(**row)
         first += part.rows
 
 
@@ -220,7 +223,8 @@ def _batched(images: Iterable[tuple[int, ImageRef]], size: int) -> Iterator[list
 
 def _identity(image: tuple[int, ImageRef]) -> str:
     _, ref = image
-    return f"{ref.uri}\t{ref.size_bytes}\t{ref.etag}\t{ref.offset}\t{ref.extra}\n"
+    headers = "" if ref.header_bytes is None else f"\t{ref.header_bytes}"  # a later column: older digests stay
+    return f"{ref.uri}\t{ref.size_bytes}\t{ref.etag}\t{ref.offset}\t{ref.extra}{headers}\n"
 
 
 def _table(group: list[tuple[int, ImageRef]], schema: pa.Schema) -> pa.Table:

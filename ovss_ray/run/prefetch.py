@@ -81,7 +81,12 @@ class ImageLoader:
         try:
             with self._stats.stage("fetch"):
                 data = self._fetcher.fetch(
-                    row.uri, size_bytes=row.size_bytes, offset=row.offset, reach=self._reach_of(row.image_id)
+                    row.uri,
+                    row.size_bytes,
+                    row.offset,
+                    etag=row.etag,
+                    header_bytes=row.header_bytes,
+                    reach=self._reach_of(row.image_id),
                 )
             # A thread that waits here fetches nothing meanwhile: a slow decoder holds the fetching back.
             with self._decode_slots, self._stats.stage("decode", watched=True):

@@ -142,7 +142,8 @@ def test_a_parquet_list_is_read_from_a_server_that_knows_no_byte_ranges(web: str
 
 def test_a_single_image_on_the_web(web: str, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"12345")
-    assert list(list_images(f"{web}/a.jpg")) == [ImageRef(f"{web}/a.jpg", 5)]
+    modified = int((tmp_path / "a.jpg").stat().st_mtime)
+    assert list(list_images(f"{web}/a.jpg")) == [ImageRef(f"{web}/a.jpg", 5, f"size=5;modified={modified}")]
     with pytest.raises(InputError, match=r"b\.jpg does not exist"):
         list_images(f"{web}/b.jpg")
 

@@ -17,6 +17,7 @@ import pytest
 
 from ovss_ray.errors import ImageError, InputError
 from ovss_ray.images import Fetcher, ImageRef, StorageOptions, list_images
+from tests.images.conftest import fetch
 
 
 def _tar() -> bytes:
@@ -126,5 +127,5 @@ def test_images_inside_files_are_listed_and_fetched(options: StorageOptions) -> 
     ]
     assert {ref.etag for ref in refs} == {"etag of packed/a.tar", "etag of packed/b.parquet"}
     fetcher = Fetcher(options)
-    found = [fetcher.fetch(ref.uri, ref.size_bytes, ref.offset) for ref in refs]
+    found = [fetch(fetcher, ref) for ref in refs]
     assert found == [b"one", b"two", b"three", b"four"]

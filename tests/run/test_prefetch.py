@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ovss_ray.images.fetching import Fetcher
-from ovss_ray.images.reach import USERS_WORD, Reach
 from ovss_ray.run.manifest import ManifestRow
 from ovss_ray.run.prefetch import ImageLoader, LoadedImage, Prefetcher, WorkerStats, micro_batches
 
@@ -71,15 +71,13 @@ class Gauge(Fetcher):
         self._lock = threading.Lock()
         self.now = self.most = self.asked = 0
 
-    def fetch(
-        self, uri: str, size_bytes: int | None = None, offset: int | None = None, *, reach: Reach = USERS_WORD
-    ) -> bytes:
+    def fetch(self, *planned: Any, **more: Any) -> bytes:
         with self._lock:
             self.now += 1
             self.asked += 1
             self.most = max(self.most, self.now)
         try:
-            return super().fetch(uri, size_bytes, offset, reach=reach)
+            return super().fetch(*planned, **more)
         finally:
             with self._lock:
                 self.now -= 1
