@@ -21,10 +21,12 @@ from ovss_ray.commands.outcomes import print_summary
 from ovss_ray.commands.status import status
 from ovss_ray.errors import OvssError
 from ovss_ray.flags import JOB_FLAGS, AsJson, RunPlace, StorageOptionsJson, Verbose, parse_storage_options, with_flags
+from ovss_ray.naming import Naming, use_naming
 from ovss_ray.redaction import hide_arguments, without_secrets
 from ovss_ray.run.logs import LogSettings, configure_logging, logs_json
 from ovss_ray.spec import JobSpec
 from ovss_ray.terminal import complain, err, log_level, out, prepare_streams, reporter_for, say, say_json, watching
+from ovss_ray.usage import UsageError, explain_usage
 from ovss_ray.version import __version__
 
 EPILOG = (
@@ -220,8 +222,14 @@ def main() -> None:
     """Entry point: errors of the user's making end in one sentence and a documented exit code."""
     hide_arguments()
     prepare_streams()
+    use_naming(Naming(flags=True))
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        sys.exit(130)
+    except UsageError as error:
+        complain(f"ovss-ray: {explain_usage(error)}")
+        sys.exit(error.exit_code)
     except OvssError as error:
         first, *rest = error.lines or ("",)
         if error.exit_code in (5, 130, 143):

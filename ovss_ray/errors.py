@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
+from ovss_ray.naming import COMMAND_LINE, Naming
 from ovss_ray.redaction import HIDDEN, redacted
 
 
@@ -114,15 +115,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
-def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str]) -> SettingError:
+def explain_invalid(
+    error: ValidationError, *, source: str, fields: Iterable[str], named: Naming | None = None
+) -> SettingError:
     """Turn pydantic's report into one sentence about one error: where, field, value, what is allowed.
 
     Args:
         error: what validation raised.
         source: origin of the values, e.g. a file name; begins the sentence.
         fields: all valid field names, to suggest the nearest for a misspelt one.
+        named: how the user has given them; by default by their names.
     """
-    fields = list(fields)
+    fields, named = list(fields), named or Naming()
     report = error.errors(include_url=False)
     # A misspelt name is reported before the setting that is missing because of it.
     first = next((item for item in report if item["type"] == "extra_forbidden"), report[0])
@@ -133,6 +137,9 @@ def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str
         hint = nearest(name, fields) or f"; known settings: {', '.join(fields)}"
         return SettingError(f"{source}: unknown setting {name!r}{hint}")
     if first["type"] == "missing":
+        if named.is_flag(name):
+            there = "" if source == COMMAND_LINE else f" (nor does {source} have it)"
+            return SettingError(f"{COMMAND_LINE}: {named.name_of(name)} is missing{there}")
         return SettingError(f"{source}: setting {name!r} is missing")
     # A union reports one error per member: what is allowed is any of them. A list without its wrong items is short.
     about = [item for item in report if item["loc"][:1] == first["loc"][:1]]
@@ -141,11 +148,14 @@ def explain_invalid(error: ValidationError, *, source: str, fields: Iterable[str
     )
     value = HIDDEN if name == "storage_options" else repr(first["input"])
     value = value if len(value) <= 200 else f"{value[:200]}..."
-    return SettingError(f"{source}: {name} = {value}: {', or '.join(alternatives)}")
+    allowed = ", or ".join(alternatives)
+    if named.is_flag(name):
+        return SettingError(f"{COMMAND_LINE}: {named.name_of(name)} {value}: {allowed}")
+    return SettingError(f"{source}: {name} = {value}: {allowed}")
 
 
 def _allowed(message: str) -> str:
-    for prefix in ("Value error, ", "Input ", "Tuple "):
+    for prefix in ("Value error, ", "Input ", "Tuple ", "String ", "List ", "Dictionary "):
         message = message.removeprefix(prefix)
     message = message.partition(", unable to ")[0].partition(" after validation")[0]
     return message.replace("a valid tuple", "a list")

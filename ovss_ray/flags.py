@@ -6,11 +6,14 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
 from ovss_ray.errors import SettingError
+from ovss_ray.naming import Naming, use_naming
 from ovss_ray.parsing import load_yaml
 from ovss_ray.redaction import hide_options
 from ovss_ray.spec import JobSpec
@@ -19,12 +22,13 @@ Panels = Mapping[str, tuple[str, ...]]
 
 JOB_FLAGS: Panels = {
     "What to label with": ("protocol", "classes", "background", "templates"),
-    "Method": ("method", "settings", "clip", "trust_weights", "device", "dtype"),
+    "Method": ("method", "settings", "clip", "device", "dtype"),
     "Images": ("extensions", "uri_column", "image_column", "keep_columns", "limit", "sample", "max_pixels"),
     "Output": ("label_map", "confidence_map", "components", "shard_size"),
     "Engine": ("engine", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker", "batch_size",
                "fetch_concurrency", "fetch_attempts", "fetch_timeout_s", "prefetch_mib", "decode_threads",
                "max_shard_attempts", "batch_timeout_s", "max_failed_fraction", "log_format"),
+    "Weights": ("trust_weights",),
     "Stores": ("allow_schemes", "allow_hosts", "storage_options"),
 }  # fmt: skip
 """The fields of `JobSpec` as flags, by the panel of the help text that shows them."""
@@ -32,8 +36,19 @@ JOB_FLAGS: Panels = {
 LISTING = tuple(name for name in JOB_FLAGS["Images"] if name != "max_pixels")
 """Those that say which images of an input are taken."""
 
-HOW: Panels = {"Engine": ("device", "trust_weights", *JOB_FLAGS["Engine"]), "Stores": JOB_FLAGS["Stores"]}
+HOW: Panels = {
+    "Engine": ("device", *JOB_FLAGS["Engine"]),
+    **{panel: JOB_FLAGS[panel] for panel in ("Weights", "Stores")},
+}
 """Those that say how to work and change no label."""
+
+_METAVARS = {
+    "protocol": "NAME", "classes": "CLASSES", "background": "CLASS", "templates": "TEMPLATES",
+    "method": "METHOD", "clip": "MODEL", "dtype": "TYPE", "extensions": "NAMES", "uri_column": "COLUMN",
+    "image_column": "COLUMN", "keep_columns": "COLUMNS", "ray_address": "ADDRESS",
+    "allow_schemes": "NAMES", "allow_hosts": "NAMES", "storage_options": "JSON",
+}  # fmt: skip
+"""What the flags take that are text of some kind."""
 
 Verbose = Annotated[
     int,
@@ -69,7 +84,10 @@ def with_flags(panels: Panels, *, defaults: bool = True) -> Callable[[Callable[.
             for name in names
         ]
 
+        places = {p.name: p.name.upper() for p in own if isinstance(p.annotation.__metadata__[0], ArgumentInfo)}
+
         def call(**arguments: Any) -> None:
+            use_naming(Naming(flags=True, others=places))
             given = {flag.name: arguments.pop(flag.name) for flag in flags}
             values = {name: value for name, value in given.items() if value is not None and value != []}
             for name, parse in (("settings", _parse_settings), ("storage_options", parse_storage_options)):
@@ -134,12 +152,21 @@ def _flag(name: str, panel: str, with_default: bool) -> inspect.Parameter:
         annotation = Annotated[bool | None, typer.Option(both, help=help_text, rich_help_panel=panel)]
     else:
         default = field.get_default(call_default_factory=True)
-        if with_default and not field.is_required() and default not in (None, {}):
-            shown = ",".join(default) if isinstance(default, tuple) else default
+        if with_default and not field.is_required() and default not in (None, {}, ()):
+            shown = ", ".join(default) if isinstance(default, tuple) else default
             help_text = f"{help_text} [default: {shown}]"
-        metavar = "JSON" if name == "storage_options" else ""
+        metavar = _METAVARS.get(name) or _metavar(field.annotation)
         annotation = Annotated[str | None, typer.Option(option, metavar=metavar, help=help_text, rich_help_panel=panel)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _metavar(annotation: Any) -> str:
+    """What a flag takes, from the type of its field: `INT`, `FLOAT|auto`, `png|zstd`."""
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    if get_origin(annotation) in (Union, UnionType):
+        return "|".join(_metavar(part) for part in get_args(annotation) if part is not NoneType)
+    return {int: "INT", float: "FLOAT"}.get(annotation, "TEXT")
 
 
 def _parse_settings(pairs: list[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
 from ovss_ray.images.listing import DEFAULT_EXTENSIONS
 from ovss_ray.images.reach import check_hosts, check_schemes
 from ovss_ray.images.splits import DEFAULT_SPLIT, BenchmarkSplit
+from ovss_ray.naming import naming, note_file
 from ovss_ray.parsing import load_yaml
 from ovss_ray.segmenters.protocols import load_protocol
 
@@ -146,7 +147,8 @@ class JobSpec(BaseModel):
         default="auto", description="Where the segmenter runs; auto takes the GPU that the worker was given."
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto", description="Precision of the networks; auto is float16 on a GPU, float32 on a CPU."
+        default="auto",
+        description="Precision of the networks: float32, float16 or bfloat16; auto is float16 on a GPU, else float32.",
     )
 
     extensions: tuple[str, ...] = Field(
@@ -339,7 +341,7 @@ class JobSpec(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise explain_invalid(error, source=source, fields=cls.model_fields) from None
+            raise explain_invalid(error, source=source, fields=cls.model_fields, named=naming()) from None
 
     @classmethod
     def from_file(cls, path: str | Path, **overrides: Any) -> JobSpec:
@@ -353,6 +355,7 @@ class JobSpec(BaseModel):
             SettingError: the file is missing, is not a mapping, or holds a wrong setting.
         """
         values = _read_yaml(Path(path))
+        note_file(values.keys() - overrides.keys())
         for field, value in overrides.items():
             merged = field in ("settings", "storage_options") and isinstance(values.get(field), dict)
             values[field] = {**values[field], **value} if merged else value

@@ -18,6 +18,7 @@ from ovss_ray.choose.places import open_place
 from ovss_ray.choose.reward import FEWEST_CLASSES
 from ovss_ray.errors import RunMismatchError, SettingError
 from ovss_ray.labels.layout import RUN_FILE
+from ovss_ray.naming import setting_name
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import RunInterrupted
 from ovss_ray.run.preflight import check_images, check_words, check_writable
@@ -139,6 +140,8 @@ def check_question(spec: JobSpec, question: Question, *, out: str | None = None)
 def _check(question: Question) -> None:
     for name, number, lowest in (("sample", question.sample, 1), ("search", question.search, 0)):
         if number < lowest:
-            raise SettingError(f"{name} is {number}; give a number of at least {lowest}")
+            raise SettingError(f"{setting_name(name)} is {number}; give a number of at least {lowest}")
     if not 0 < question.class_threshold <= 1:
-        raise SettingError(f"class_threshold is {question.class_threshold:g}; give a probability above 0, at most 1")
+        raise SettingError(
+            f"{setting_name('class_threshold')} is {question.class_threshold:g}; give a probability above 0, at most 1"
+        )

@@ -13,7 +13,8 @@ from ovss_ray.terminal import complain, err, log_level, out, say, say_json, watc
 
 _FLAGS: Panels = {
     "What to label with": ("classes", "background", "templates"),
-    "Models": ("clip", "trust_weights", "device", "dtype"),
+    "Models": ("clip", "device", "dtype"),
+    "Weights": JOB_FLAGS["Weights"],
     "Images": ("extensions", "uri_column", "image_column", "max_pixels"),
     "Engine": ("engine", "ray_address", "batch_size", "fetch_concurrency", "fetch_attempts", "fetch_timeout_s",
                "prefetch_mib"),

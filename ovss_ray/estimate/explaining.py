@@ -8,6 +8,7 @@ from typing import Any
 
 from ovss_ray.estimate.estimate import Estimate
 from ovss_ray.estimate.forecast import Interval, StageRate
+from ovss_ray.naming import setting_name
 from ovss_ray.run.progress import duration
 from ovss_ray.spec import JobSpec
 
@@ -76,14 +77,17 @@ def advise(estimate: Estimate, spec: JobSpec) -> str:
         return "No stage binds: nothing reached the segmenter."
     rates = {stage.stage: stage.images_per_s for stage in ahead.stages}
     if (rates["write"] or ahead.images_per_s.value) < ahead.images_per_s.value:
-        return "Putting shards takes longer than computing them: use a larger shard_size, or another place for the run."
+        return (
+            f"Putting shards takes longer than computing them: use a larger {setting_name('shard_size')}, or "
+            "another place for the run."
+        )
     more_cores = (
         "more CPU cores for each worker (a larger machine per GPU)" if estimate.device == "cuda" else "more cores"
     )
     help_for: dict[str, Callable[[], str]] = {
         "fetch": lambda: (
-            f"more requests at a time (fetch_concurrency, now {spec.fetch_concurrency}), workers in the "
-            "region of the images, or small images packed into tars"
+            f"more requests at a time ({setting_name('fetch_concurrency')}, now {spec.fetch_concurrency}), workers in "
+            "the region of the images, or small images packed into tars"
         ),
         "decode": lambda: f"{more_cores}, or smaller copies of the images",
         "encode": lambda: more_cores + ("" if spec.label_map == "zstd" else ", or --label-map zstd, which is faster"),
@@ -98,8 +102,8 @@ def caveats(estimate: Estimate, spec: JobSpec) -> list[str]:
     notes = []
     if estimate.failed_fraction > spec.max_failed_fraction:
         notes.append(
-            f"{estimate.failed_fraction:.0%} of the sample failed: the run would stop at max_failed_fraction = "
-            f"{spec.max_failed_fraction:g}"
+            f"{estimate.failed_fraction:.0%} of the sample failed: the run would stop at "
+            f"{setting_name('max_failed_fraction')} = {spec.max_failed_fraction:g}"
         )
     if ahead.images_per_s.low is None:
         notes.append("the sample was too small for an interval; give a larger --sample-images")
@@ -147,7 +151,7 @@ def _sample(estimate: Estimate) -> str:
 def _faster_segmenter(estimate: Estimate, spec: JobSpec) -> str:
     if estimate.device == "cpu":
         return "a GPU, or fewer pixels for the network (settings such as short_side, stride, crop=0)"
-    faster = [f"a larger batch_size (now {spec.batch_size}) if the GPU has memory left"]
+    faster = [f"a larger {setting_name('batch_size')} (now {spec.batch_size}) if the GPU has memory left"]
     if estimate.dtype == "float32":
         faster.append("dtype float16")
     return ", ".join([*faster, "fewer pixels for the network (short_side, stride), or more GPUs"])

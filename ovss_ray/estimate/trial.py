@@ -24,6 +24,7 @@ from ovss_ray.estimate.temporary import temporary_directory
 from ovss_ray.images.listing import ImageRef
 from ovss_ray.labels.layout import RUN_FILE, shard_name
 from ovss_ray.labels.shard import MAPS, read_shard_metadata
+from ovss_ray.naming import setting_name
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.engines import SHARDS_PER_WORKER, LocalEngine, RayEngine, open_engine
 from ovss_ray.run.events import ShardTask
@@ -245,7 +246,7 @@ class _TimedWorker:
         if self._engine.isolates and (not answered or self._last.busy_s > limit):
             raise RunFailedError(
                 f"one micro-batch or image of the sample took over {limit:.0f} s (hang){ISOLATED}, "
-                "or a longer batch_timeout_s"
+                f"or a longer {setting_name('batch_timeout_s')}"
             )
         self._progress.observe({NAME: self._last})
         for report in found:

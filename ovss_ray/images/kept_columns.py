@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from ovss_ray.errors import InputError, nearest
+from ovss_ray.naming import setting_name
 
 
 def check_columns(wanted: Sequence[str], there: Sequence[str], source: str) -> None:
@@ -42,7 +43,7 @@ def to_json(names: Sequence[str], values: Sequence[Any], source: str) -> str:
     except TypeError as error:
         name = next(name for name, value in record.items() if not _fits(value))
         raise InputError(
-            f"column {name!r} of {source} cannot be kept: {error}; leave it out of keep_columns"
+            f"column {name!r} of {source} cannot be kept: {error}; leave it out of {setting_name('keep_columns')}"
         ) from error
 
 

@@ -15,6 +15,7 @@ from ovss_ray.images.references import ImageRef, Wanted
 from ovss_ray.images.stores import is_local, local_path, protocol_of
 from ovss_ray.images.tables import Table
 from ovss_ray.images.versions import bare_etag
+from ovss_ray.naming import setting_name
 
 URI_COLUMNS = ("uri", "url", "path", "image", "file_name")
 _SIZE_COLUMNS = ("size_bytes", "size")
@@ -65,7 +66,8 @@ def find_columns(columns: Sequence[str], source: str, wanted: Wanted) -> ListCol
         looked_for = repr(wanted.uri_column) if wanted.uri_column is not None else " or ".join(URI_COLUMNS)
         there = ", ".join(list(columns)[:20]) or "none"
         raise InputError(
-            f"{source} has no column {looked_for}; its columns are: {there}; name the right one with uri_column"
+            f"{source} has no column {looked_for}; its columns are: {there}; name the right one with "
+            f"{setting_name('uri_column')}"
         )
     check_columns(wanted.keep_columns, columns, source)
     return ListColumns(tuple(map(str, place)), first(_SIZE_COLUMNS), first(_ETAG_COLUMNS), wanted.keep_columns)
@@ -86,7 +88,8 @@ def read_rows(table: Table, columns: ListColumns, source: str) -> Iterator[Image
     for name in columns.place:
         if (kind := table.other_kind(name)) is not None:
             raise InputError(
-                f"column {name!r} of {source} holds {kind}, not text; name a column of URIs with uri_column"
+                f"column {name!r} of {source} holds {kind}, not text; name a column of URIs with "
+                f"{setting_name('uri_column')}"
             )
     resolve = _bucket_resolver(source) if columns.is_inventory else resolver(source)
     told = [name for name in (columns.size, columns.etag) if name is not None]

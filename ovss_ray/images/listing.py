@@ -29,6 +29,7 @@ from ovss_ray.images.tables import list_format
 from ovss_ray.images.tars import is_tar, names_compressed_tar, refuse_compressed
 from ovss_ray.images.versions import Version, version_at, version_of_info
 from ovss_ray.images.walking import StoredFile, s3_folders, walk_local, walk_store
+from ovss_ray.naming import setting_name
 
 __all__ = ["DEFAULT_EXTENSIONS", "ImageRef", "list_images"]
 
@@ -300,7 +301,8 @@ class _Listing:
     def _checked(self, entry: ImageRef | Container) -> ImageRef | Container:
         if self._wanted.keep_columns and isinstance(entry, ImageRef):
             raise InputError(
-                f"{entry.uri} is an image of its own and has no columns to keep; leave keep_columns out, or give a list"
+                f"{entry.uri} is an image of its own and has no columns to keep; leave "
+                f"{setting_name('keep_columns')} out, or give a list"
             )
         return entry
 

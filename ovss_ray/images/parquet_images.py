@@ -10,6 +10,7 @@ from ovss_ray.images.kept_columns import check_columns, to_json
 from ovss_ray.images.members import parquet_uri
 from ovss_ray.images.references import ImageRef, Wanted
 from ovss_ray.images.tables import ParquetTable
+from ovss_ray.naming import setting_name
 
 # Names that binary columns with images have, the likeliest first.
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "img", "bytes", "image_bytes")
@@ -40,7 +41,10 @@ def find_image_column(schema: Any, source: str, wanted: Wanted) -> str | None:
             return name
     structs: list[str] = [field.name for field in schema if _is_image_struct(field.type)]
     if len(structs) > 1:
-        raise InputError(f"{source} has several columns of images: {', '.join(structs)}; name one with image_column")
+        raise InputError(
+            f"{source} has several columns of images: {', '.join(structs)}; name one with "
+            f"{setting_name('image_column')}"
+        )
     return structs[0] if structs else None
 
 
@@ -70,7 +74,8 @@ def _checked(name: str, schema: Any, source: str) -> str:
     if not _holds_images(kind):
         raise InputError(
             f"column {name!r} of {source} holds {kind}, not the bytes of images (binary, or struct<bytes, path>); "
-            "name another with image_column, or a column of addresses with uri_column"
+            f"name another with {setting_name('image_column')}, or a column of addresses with "
+            f"{setting_name('uri_column')}"
         )
     return name
 

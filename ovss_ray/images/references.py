@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ovss_ray.errors import SettingError
+from ovss_ray.naming import setting_name
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class Wanted:
             SettingError: both columns are named.
         """
         if uri_column is not None and image_column is not None:
-            raise SettingError("uri_column and image_column exclude each other: addresses, or the bytes themselves")
+            raise SettingError(
+                f"{setting_name('uri_column')} and {setting_name('image_column')} exclude each other: "
+                "addresses, or the bytes themselves"
+            )
         kinds = frozenset(name.lower().lstrip(".") for name in extensions)
         return cls(kinds, uri_column, image_column, tuple(keep_columns))
 

@@ -33,6 +33,7 @@ from ovss_ray.images.stores import StorageOptions
 from ovss_ray.labels.additions import Addition, read_additions
 from ovss_ray.labels.layout import MANIFEST_FOLDER, RUN_FILE, AdditionKind, Manifest, addition_name
 from ovss_ray.labels.reading import open_run
+from ovss_ray.naming import note_file, setting_name
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import run_job
 from ovss_ray.run.job import LISTING_SETTINGS, images_of, resolve, take_over
@@ -86,7 +87,9 @@ def load_job(
     """
     with open_run(run, storage_options) as opened:
         stored = {**opened.job, "run": run, "storage_options": storage_options or {}}
+        note_file(stored)
         own = JobSpec.build(stored, source=f"{run}/{RUN_FILE}")
+        note_file(stored.keys() - (changes or {}).keys())
         spec = JobSpec.build({**stored, **(changes or {})}, source="command line")
         directory = RunDirectory(run, storage_options)
         return StoredJob(spec, opened.vocabulary, own.max_pixels, opened.manifest, len(opened.additions), directory)
@@ -171,7 +174,8 @@ def retry_run(job: StoredJob, statuses: Sequence[str] | None = None) -> Addition
     raised = None if job.spec.max_pixels == job.max_pixels else job.spec.max_pixels
     if raised is not None and raised < job.max_pixels:
         raise SettingError(
-            f"max_pixels = {raised} is less than the run's {job.max_pixels}: a retry can raise it; leave it out"
+            f"{setting_name('max_pixels')} = {raised} is less than the run's {job.max_pixels}: a retry can raise it; "
+            "leave it out"
         )
     failed = np.setdiff1d(_failed_images(job, chosen), _waiting_images(job), assume_unique=True)
     spec = job.spec

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from ovss_ray.errors import OvssError
+from ovss_ray.naming import naming, use_naming
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +40,8 @@ def call_apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         RuntimeError: the process ended in another way, which its standard error tells.
     """
     command = [sys.executable, "-c", _START.format(path=sys.path)]
-    child = subprocess.run(command, input=pickle.dumps((function, args, kwargs)), stdout=subprocess.PIPE, check=False)
+    asked = pickle.dumps((function, args, kwargs, naming()))
+    child = subprocess.run(command, input=asked, stdout=subprocess.PIPE, check=False)
     if child.returncode:
         how = signal.strsignal(-child.returncode) if child.returncode < 0 else f"exit code {child.returncode}"
         raise RuntimeError(f"{function.__name__} failed in a process of its own ({how})")
@@ -54,7 +56,8 @@ def answer() -> None:
     """Do in the new process what `call_apart` asks for on standard input."""
     with os.fdopen(os.dup(1), "wb") as reply:
         os.dup2(2, 1)  # what libraries print must not get into the reply
-        function, args, kwargs = pickle.load(sys.stdin.buffer)
+        function, args, kwargs, named = pickle.load(sys.stdin.buffer)
+        use_naming(named)
         try:
             outcome = function(*args, **kwargs)
         except OvssError as error:

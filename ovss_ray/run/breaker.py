@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ovss_ray.naming import setting_name
+
 FIRST_IMAGES = 1000
 FEWEST_FAILURES = 20
 REASONS_SHOWN = 3
@@ -30,6 +32,6 @@ def too_many_failures(
     top = sorted(failures.items(), key=lambda item: (-item[1], item[0]))[:REASONS_SHOWN]
     reasons = "; ".join(f"{count:,} {status}: {reason}" for (status, reason), count in top)
     return (
-        f"{failed:,} of the first {max(seen, failed):,} images failed, more than max_failed_fraction = "
-        f"{max_failed_fraction:g} allows ({reasons})"
+        f"{failed:,} of the first {max(seen, failed):,} images failed, more than "
+        f"{setting_name('max_failed_fraction')} = {max_failed_fraction:g} allows ({reasons})"
     )

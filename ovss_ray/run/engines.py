@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ovss_ray.errors import SettingError
+from ovss_ray.naming import setting_name
 from ovss_ray.run.cluster import Connection
 from ovss_ray.run.job import LabellingJob
 from ovss_ray.run.pool import Engine, Place, WorkerGoneError, WorkerHandle
@@ -108,7 +109,7 @@ class RayEngine:
             # A cluster may grow: it starts nodes for actors that wait, if the job says how many it wants.
             if self._connection.embedded or spec.workers == "auto":
                 raise SettingError(
-                    f"gpus_per_worker = {self._gpus_each:g}: the Ray cluster has {gpus:g} GPUs; "
+                    f"{setting_name('gpus_per_worker')} = {self._gpus_each:g}: the Ray cluster has {gpus:g} GPUs; "
                     "for a cluster that grows on demand, say with workers = N how many to ask for"
                 )
             log.warning("the Ray cluster has %g GPUs; the workers wait until it has more", gpus)

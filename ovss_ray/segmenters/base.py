@@ -17,6 +17,7 @@ from typing_extensions import Self
 from ovss_ray.errors import SettingError, explain_invalid
 from ovss_ray.models.tower import DenseTower, TowerShape
 from ovss_ray.models.vision import VisionTower
+from ovss_ray.naming import Naming, naming
 from ovss_ray.segmenters.cards import MethodCard
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabulary import Source, Vocabulary, load_vocabulary
@@ -158,7 +159,9 @@ class Segmenter(ABC):
             return cls.Settings(**values)
         except ValidationError as error:
             fields = cls.Settings.model_fields
-            raise explain_invalid(error, source=f"settings of {cls.name}", fields=fields) from None
+            named = Naming(flags=True, others={name: f"--set {name}" for name in values})
+            named = named if naming().is_flag("settings") else Naming()
+            raise explain_invalid(error, source=f"settings of {cls.name}", fields=fields, named=named) from None
 
 
 def _pixels(image: PillowImage.Image) -> Image:
