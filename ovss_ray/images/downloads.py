@@ -188,7 +188,7 @@ async def _from_web(fs: fsspec.AbstractFileSystem, path: str, wish: Wish) -> Asy
 
 @asynccontextmanager
 async def _from_google(fs: fsspec.AbstractFileSystem, path: str, wish: Wish) -> AsyncIterator[Reply]:
-    from gcsfs.retry import validate_response  # type: ignore[import-not-found, unused-ignore]
+    from gcsfs.retry import validate_response  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     bucket = fs.split_path(path)[0]
     if hasattr(fs, "_is_zonal_bucket") and await fs._is_zonal_bucket(bucket):  # these are read over gRPC
