@@ -59,7 +59,7 @@ def test_the_version_needs_no_command() -> None:
 
 
 def test_help_and_library_import_neither_torch_nor_ray() -> None:
-    code = "import sys, ovss_ray, ovss_ray.cli, ovss_ray.run.summary"
+    code = "import sys, ovss_ray, ovss_ray.cli, ovss_ray.run.status"
     code += "; print([name for name in ('torch', 'ray') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "[]", result.stderr

@@ -7,6 +7,7 @@ classes.parquet               the classes, for plain SQL; created once, and agai
 text.parquet                  the encoded vocabulary
 shards/00000000.parquet       one file per shard: the result and, by existing, the checkpoint
 crashed/00000000-12.json      an image that killed its worker, so that it is not tried again
+drivers/20260102T030405-0123abcd.json  what a driver does, written over every half a minute; the last one stays
 summary.json                  written at the end
 evaluation/voc21-0123456789ab/  counts against a ground truth, one file per shard; made later, and can be removed
 """
@@ -30,6 +31,7 @@ MANIFEST_FOLDER = "manifest"
 ADDITIONS_FOLDER = "additions"
 SHARDS_FOLDER = "shards"
 CRASHED_FOLDER = "crashed"
+DRIVERS_FOLDER = "drivers"
 EVALUATION_FOLDER = "evaluation"
 
 AdditionKind = Literal["extend", "retry"]

@@ -9,7 +9,7 @@ import fsspec
 from pydantic import BaseModel, ConfigDict
 
 from ovss_ray.errors import DamagedRunError, OvssError
-from ovss_ray.labels.layout import FORMAT_VERSION, Manifest
+from ovss_ray.labels.layout import DRIVERS_FOLDER, FORMAT_VERSION, Manifest
 
 
 class RunRecord(BaseModel):
@@ -50,7 +50,7 @@ def explain_missing(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> str:
     if not fs.exists(root):
         return f"there is no run directory {uri}; check the path"
     entries = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(root, detail=False))
-    if "manifest" in entries:
+    if "manifest" in entries or DRIVERS_FOLDER in entries:
         return f"{uri} has no run.json: its planning was not finished; give the command that started it again"
     runs = [entry for entry in entries[:100] if fs.exists(f"{root}/{entry}/run.json")]
     if runs:

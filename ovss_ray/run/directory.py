@@ -202,6 +202,15 @@ class RunDirectory:
         with self._writing(name):
             self._persist(name, lambda: self._files.replace(self.path(name), data))
 
+    def try_replace(self, name: str, data: bytes) -> bool:
+        """Write a file that may exist, in one attempt; False if that fails, for what is written again soon anyway."""
+        try:
+            self._files.replace(self.path(name), data)
+        except Exception as error:  # drivers raise exceptions of their own
+            log.debug("%s/%s could not be written: %s", self.uri, name, _reason(error))
+            return False
+        return True
+
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
         with self._writing(name):

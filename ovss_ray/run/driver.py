@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from types import FrameType
 from typing import Any
 
 from ovss_ray.errors import OvssError, RunFailedError
@@ -39,6 +37,8 @@ from ovss_ray.run.events import (
     WorkerDied,
     WorkerFailedToStart,
 )
+from ovss_ray.run.heartbeat import Heartbeat
+from ovss_ray.run.interrupts import StopSignal, stop_signals
 from ovss_ray.run.job import (
     LabellingJob,
     ResolvedSpec,
@@ -52,6 +52,7 @@ from ovss_ray.run.job import (
 )
 from ovss_ray.run.logs import pass_to_root
 from ovss_ray.run.manifest import choose_shard_size, remove_stray_parts, write_manifest
+from ovss_ray.run.messages import limit_message, what_is_ahead, what_is_asked
 from ovss_ray.run.metrics import open_metrics
 from ovss_ray.run.pool import Engine, PoolEvent, ShardReported, TextEncoded, WorkerLoaded, WorkerPool
 from ovss_ray.run.preflight import check_words, open_images
@@ -66,7 +67,6 @@ from ovss_ray.vocabulary import Vocabulary, describe_vocabulary
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-SHOWN_CLASSES = 100  # characters of the classes as they were given
 FINISH_SHARDS_S = 30.0  # how long shards in flight may still take after the first Ctrl-C
 
 
@@ -96,7 +96,7 @@ def run_job(spec: JobSpec, *, reporter: Reporter | None = None, vocabulary: Voca
     """
     try:
         reporter = reporter or SilentReporter()
-        reporter.message(_what_is_asked(spec))  # before anything that takes its time
+        reporter.message(what_is_asked(spec))  # before anything that takes its time
         vocabulary = check_words(spec, vocabulary)
         images = open_images(spec, vocabulary)
         reporter.message(describe_vocabulary(vocabulary))
@@ -114,39 +114,80 @@ def _run(
     directory = RunDirectory(resolved.spec.run, spec.storage_options)
     record = directory.read_json(RUN_FILE)
     if record is not None:
-        additions = read_additions(directory.fs, directory.root, directory.uri)
-        resolved, manifest = take_over(resolved, record, additions, run=directory.uri)
-        directory.prepare()
-        _write_classes(resolved.vocabulary, directory)  # runs of older versions have none
-    else:
-        planned = _plan(resolved.spec, images_of(resolved.spec) if images is None else images, directory, reporter)
-        if planned is None:
-            return _run(spec, reporter, vocabulary)
-        manifest = planned
-    done = directory.done_shards()
-    if record is not None:
-        done = settled_shards(manifest, done, resolved.spec, record)
-    if record is not None and len(done) == manifest.shards:
+        return _continue(resolved, directory, record, reporter)
+    images = images_of(resolved.spec) if images is None else images
+    # If another process has started the run meanwhile, that one is continued.
+    return _start(resolved, images, directory, reporter) or _run(spec, reporter, vocabulary)
+
+
+def _continue(
+    resolved: ResolvedSpec, directory: RunDirectory, record: dict[str, Any], reporter: Reporter
+) -> RunSummary:
+    additions = read_additions(directory.fs, directory.root, directory.uri)
+    resolved, manifest = take_over(resolved, record, additions, run=directory.uri)
+    directory.prepare()
+    _write_classes(resolved.vocabulary, directory)  # runs of older versions have none
+    done = settled_shards(manifest, directory.done_shards(), resolved.spec, record)
+    if len(done) == manifest.shards:
         reporter.message(f"{directory.uri} is complete already")
         summary = summarise_run(directory, manifest, session=None)
         directory.sweep()
         return summary
-    with reporter.doing("starting Ray" if spec.engine == "ray" else "loading PyTorch"):
+    with Heartbeat(directory, "loading", fingerprint=record["fingerprint"]) as heart:
+        labelled = _label(_Start(resolved, directory, reporter, heart), manifest, record, done)
+    assert labelled is not None  # there is a record
+    return labelled
+
+
+def _start(
+    resolved: ResolvedSpec, images: Iterator[ImageRef], directory: RunDirectory, reporter: Reporter
+) -> RunSummary | None:
+    """Plan and label a new run; None if another process has started it meanwhile."""
+    shard_size = resolved.spec.shard_size
+    if shard_size == "auto":
+        shard_size, images = choose_shard_size(images)
+    directory.prepare()
+    with Heartbeat(directory, "planning") as heart:
+        manifest = _plan(shard_size, images, directory, reporter)
+        if manifest is None:
+            return None
+        heart.enter("loading", images=manifest.rows, shards=manifest.shards)
+        return _label(_Start(resolved, directory, reporter, heart), manifest, None, set())
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a session begins with."""
+
+    resolved: ResolvedSpec
+    directory: RunDirectory
+    reporter: Reporter
+    heart: Heartbeat
+
+
+def _label(start: _Start, manifest: Manifest, record: dict[str, Any] | None, done: set[int]) -> RunSummary | None:
+    """Label the shards that are not done; creates the record of a new run, or returns None if another process has."""
+    resolved, directory, reporter = start.resolved, start.directory, start.reporter
+    with reporter.doing("starting Ray" if resolved.spec.engine == "ray" else "loading PyTorch"):
         engine = open_engine(resolved.spec)
-    if spec.log_format == "json":
+    if resolved.spec.log_format == "json":
         pass_to_root("ray")  # which has set up its own logging by now
     try:
         if record is None:
             resolved = with_dtype(resolved, engine.device)
             record = _create_record(resolved, manifest, directory)
-        if record is not None:
-            reporter.message(_what_is_ahead(manifest, len(done), engine))
-            reporter.message(f"If the run stops, continue it with: {directory.continue_command}")
-            job = labelling_job(resolved, manifest, record, directory, device=engine.device)
-            session = _Session(job, directory, engine, reporter, done)
-            with _stop_signals() as stop:
-                session.run(stop)
-            return summarise_run(directory, manifest, session=session.progress)
+        if record is None:
+            return None
+        start.heart.enter("loading", fingerprint=record["fingerprint"])
+        reporter.message(what_is_ahead(manifest, len(done), engine))
+        reporter.message(f"If the run stops, continue it with: {directory.continue_command}")
+        job = labelling_job(resolved, manifest, record, directory, device=engine.device)
+        session = _Session(job, start, engine, done)
+        with stop_signals() as stop:
+            session.run(stop)
+        summary = summarise_run(directory, manifest, session=session.progress)
+        start.heart.finished(session.progress)
+        return summary
     except OvssError as error:
         if record is not None:
             error.continue_with = directory.continue_command
@@ -154,15 +195,10 @@ def _run(
     finally:
         engine.close()
         directory.sweep()
-    return _run(spec, reporter, vocabulary)
 
 
-def _plan(spec: JobSpec, images: Iterator[ImageRef], directory: RunDirectory, reporter: Reporter) -> Manifest | None:
+def _plan(shard_size: int, images: Iterator[ImageRef], directory: RunDirectory, reporter: Reporter) -> Manifest | None:
     """The manifest of a new run; None if another process has started it meanwhile, so that it is to be continued."""
-    shard_size = spec.shard_size
-    if shard_size == "auto":
-        shard_size, images = choose_shard_size(images)
-    directory.prepare()
     stray = directory.done_shards()
     if directory.exists(RUN_FILE):
         return None
@@ -198,13 +234,12 @@ def _write_classes(vocabulary: Vocabulary, directory: RunDirectory) -> None:
 class _Session:
     """One start of the driver, from the first worker to the last shard."""
 
-    def __init__(
-        self, job: LabellingJob, directory: RunDirectory, engine: Engine, reporter: Reporter, done: set[int]
-    ) -> None:
-        manifest = job.manifest
+    def __init__(self, job: LabellingJob, start: _Start, engine: Engine, done: set[int]) -> None:
+        manifest, directory = job.manifest, start.directory
         self._job = job
         self._directory = directory
-        self._reporter = reporter
+        self._reporter = start.reporter
+        self._heart = start.heart
         self._text = load_text(directory, job.vocabulary)
         self._encoder: str | None = None
         self._loaded: list[str] = []  # workers that wait for the text
@@ -225,7 +260,7 @@ class _Session:
         )
         self._metrics = open_metrics(job.spec)
 
-    def run(self, stop: _StopSignal) -> None:
+    def run(self, stop: StopSignal) -> None:
         with self._reporter.showing(self.progress):
             try:
                 self._carry_out(self._scheduler.start())
@@ -237,6 +272,7 @@ class _Session:
                         self._take(event)
                     self._reporter.update(self.progress)
                     self._metrics.update(self.progress)
+                    self._heart.update(self.progress)
                     self._look_after()
             finally:
                 self._pool.close()
@@ -247,9 +283,10 @@ class _Session:
             kept = f"{done} of {self.progress.shards} shards are finished and kept"
             raise RunInterrupted(stop.received or signal.SIGINT, kept)
 
-    def _give_up(self, stop: _StopSignal) -> bool:
+    def _give_up(self, stop: StopSignal) -> bool:
         if not stop.announced:
             stop.announced = True
+            self._heart.enter("stopping")
             self._scheduler.drain()
             if self._scheduler.in_flight:
                 self._reporter.message(
@@ -346,7 +383,7 @@ class _Session:
                 case SetGpuAside():
                     self._reporter.message(f"GPU {decision.gpu} is set aside, workers fail on it: {decision.reason}")
                 case LimitWorkers(workers, reason):
-                    self._reporter.message(_limit_message(workers, reason))
+                    self._reporter.message(limit_message(workers, reason))
                 case StopRun():
                     raise self._stopped(decision.reason)
 
@@ -357,55 +394,3 @@ class _Session:
             f"{done} of {self.progress.shards} shards are finished and kept; "
             "continue the run once the cause is removed",
         )
-
-
-def _what_is_asked(spec: JobSpec) -> str:
-    classes = spec.classes if isinstance(spec.classes, str) else ", ".join(map(str, spec.classes))
-    if len(classes) > SHOWN_CLASSES:
-        classes = f"{classes[:SHOWN_CLASSES]}..."
-    return f"Labelling {spec.input} with {spec.method} ({spec.clip}); classes: {classes}; run directory: {spec.run}"
-
-
-def _what_is_ahead(manifest: Manifest, done: int, engine: Engine) -> str:
-    workers = engine.capacity()
-    kind = "GPU worker" if engine.device == "cuda" else "CPU worker"
-    shards = f"{manifest.shards:,} shard{'' if manifest.shards == 1 else 's'}"
-    ahead = f"{manifest.images:,} images in {shards}, {workers:,} {kind}{'' if workers == 1 else 's'}"
-    return f"{ahead}; {done:,} shards are finished already" if done else ahead
-
-
-def _limit_message(workers: int, reason: str | None) -> str:
-    kept = f"{workers} worker is" if workers == 1 else f"{workers} workers are"
-    if reason is None:
-        return f"The image that took the memory is found: {kept} used again."
-    return f"Workers are killed for want of memory: {kept} used from now on ({reason})."
-
-
-class _StopSignal:
-    """What has been received so far."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.since = 0.0
-        self.count = 0
-        self.announced = False
-
-    def __call__(self, signum: int, _frame: FrameType | None) -> None:
-        self.count += 1
-        if self.received is None:
-            self.received, self.since = signum, time.monotonic()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_StopSignal]:
-    """SIGINT and SIGTERM are noted instead of raising in the middle of something; outside the main thread, ignored."""
-    stop = _StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

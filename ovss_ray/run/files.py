@@ -78,6 +78,7 @@ class LocalFiles:
         return self._write_temporary(data, lambda temporary: _link(temporary, path))
 
     def replace(self, path: str, data: bytes) -> None:
+        Path(path).parent.mkdir(exist_ok=True)
         self._write_temporary(data, lambda temporary: temporary.replace(path))
 
     def remove(self, path: str) -> None:

@@ -1,9 +1,10 @@
-"""Ctrl-C that waits: raised within Ray's own code, it can leave a core that crashes when the process ends."""
+"""Signals that wait: Ctrl-C raised within Ray's own code can leave a core that crashes when the process ends."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -51,3 +52,33 @@ def held_interrupts() -> Iterator[HeldInterrupt]:
         signal.signal(signal.SIGINT, previous)
         if held.is_noted:
             signal.raise_signal(signal.SIGINT)  # whoever held it before is told: it may be held once more
+
+
+class StopSignal:
+    """What has been received so far."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.since = 0.0
+        self.count = 0
+        self.announced = False
+
+    def __call__(self, signum: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        if self.received is None:
+            self.received, self.since = signum, time.monotonic()
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignal]:
+    """SIGINT and SIGTERM are noted instead of raising in the middle of something; outside the main thread, ignored."""
+    stop = StopSignal()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -7,11 +7,11 @@ from pathlib import Path
 from ovss_ray.errors import SettingError
 from ovss_ray.images.splits import parse_split
 from ovss_ray.images.stores import is_local, local_path
-from ovss_ray.labels.layout import MANIFEST_FOLDER, RUN_FILE, SHARDS_FOLDER
+from ovss_ray.labels.layout import DRIVERS_FOLDER, MANIFEST_FOLDER, RUN_FILE, SHARDS_FOLDER
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.spec import JobSpec
 
-_LEFT_BY_PLANNING = {MANIFEST_FOLDER, SHARDS_FOLDER}
+_LEFT_BY_PLANNING = {MANIFEST_FOLDER, SHARDS_FOLDER, DRIVERS_FOLDER}
 _OF_THE_SYSTEM = {"lost+found", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information"}
 _NAMED = 3
 

@@ -24,7 +24,7 @@ from ovss_ray.evaluation.interval import bootstrap_miou
 from ovss_ray.evaluation.result import Evaluation
 from ovss_ray.run.cluster import Connection
 from ovss_ray.run.directory import RunDirectory
-from ovss_ray.run.summary import read_status
+from ovss_ray.run.status import read_status
 from ovss_ray.run.verify import verify_run
 from tests.evaluation.tiny_runs import NAMES, DeadlyTruth, Labels, TinyRun, name_of, scored_run, uri_of, write_truth
 
@@ -97,7 +97,7 @@ def test_other_commands_take_no_notice_of_what_is_kept(tmp_path: Path) -> None:
     verified = verify_run(run)
     assert (verified.exit_code, verified.stray) == (0, [])
     after = read_status(run, full=True)
-    assert (after.statuses, after.shards_done, after.activity) == (before.statuses, before.shards_done, "complete")
+    assert (after.statuses, after.shards_done, after.activity) == (before.statuses, before.shards_done, "finished")
     with ovss_ray.open_run(run) as opened:
         assert opened.sql("SELECT count(*) FROM images").fetchall() == [(2,)]
 

@@ -17,6 +17,9 @@ import pytest
 
 from ovss_ray import open_run
 from ovss_ray.images.stores import open_store
+from ovss_ray.run.directory import RunDirectory
+from ovss_ray.run.heartbeat import read_beats
+from ovss_ray.run.status import read_status
 from tests.run.conftest import CLIP, draw_photos
 
 IMAGES = 240
@@ -100,6 +103,7 @@ def interrupt_often_then_finish(source: str, run: str, engine: str, kills: int, 
         assert process.poll() is None, process.communicate()[1]
         kill_tree(process.pid)
         process.communicate()
+        assert_killed(run)
     unfinished = shards.look()
     assert unfinished < SHARDS
     process = start(command(source, run, engine))
@@ -109,12 +113,23 @@ def interrupt_often_then_finish(source: str, run: str, engine: str, kills: int, 
     assert_complete(run)
 
 
+def assert_killed(run: str) -> None:
+    """The status knows at once what happened to a driver on this machine; unless it was killed before it began."""
+    directory = RunDirectory(run)
+    if read_beats(directory):
+        state = read_status(run)
+        assert (state.activity, state.images_per_s, state.remaining_s) == ("silent", None, None)
+        assert "is gone without a word; killed?" in state.pace()
+
+
 def assert_complete(run: str) -> None:
     """Every image exactly once, and no file that does not belong."""
+    assert read_status(run).activity == "finished"
     fs, root = open_store(run)
     fs.invalidate_cache()
     files = sorted(path.removeprefix(f"{root}/") for path in fs.find(root, withdirs=False))
-    expected = [f"shards/{shard:08d}.parquet" for shard in range(SHARDS)]
+    (last,) = [name for name in files if name.startswith("drivers/")]  # those of drivers that were killed are gone
+    expected = [last, *(f"shards/{shard:08d}.parquet" for shard in range(SHARDS))]
     others = ["classes.parquet", "manifest/00000.parquet", "run.json", "summary.json", "text.parquet"]
     assert files == sorted([*others, *expected])
     with open_run(run) as opened:
@@ -156,11 +171,17 @@ def running(many_photos: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]
 def test_a_signal_stops_the_run_and_says_how_to_continue(
     running: subprocess.Popen[str], tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
+    alive = read_status(str(tmp_path / "run"))
+    assert alive.activity == "running"
+    assert alive.pace().startswith("running")
     running.send_signal(signum)
     _, messages = running.communicate(timeout=60)
     assert running.returncode == code
     found = re.search(rf"stopped by {signum.name}; (\d+) of {SHARDS} shards are finished and kept", messages)
     assert found, messages
     assert int(found[1]) == Finished(str(tmp_path / "run")).count() < SHARDS
+    state = read_status(str(tmp_path / "run"))
+    assert state.activity == "stopped"
+    assert (state.reason or "").startswith(f"stopped by {signum.name}; {found[1]} of {SHARDS} shards")
     assert messages.endswith(f"Continue with:\n  ovss-ray continue {tmp_path}/run\n")
     assert not (tmp_path / "run" / ".tmp").exists()
