@@ -25,7 +25,7 @@ from ovss_ray.vocabularies.entries import (
     parse_yaml,
 )
 from ovss_ray.vocabularies.files import read_text
-from ovss_ray.vocabularies.notation import class_text
+from ovss_ray.vocabularies.notation import LOOKS_LIKE_JSON, class_text, refuse_other_notations
 
 __all__ = [
     "Vocabulary",
@@ -238,6 +238,7 @@ def _read_file(path: str, variant: str | None) -> tuple[str, str, ClassList, boo
     elif ending in ("csv", "tsv"):
         listed = parse_table(text, path)
     else:
+        refuse_other_notations(text, path)
         listed = parse_lines(text, path)
     return listed.name or stem, path, listed, False
 
@@ -247,7 +248,7 @@ def _read_inline(text: str, variant: str | None) -> tuple[str, str, ClassList, b
         raise SettingError(f"variants belong to shipped vocabularies; leave out variant '{variant}'")
     if "\n" in text:
         return "custom", "the class list", parse_lines(text, "the class list"), False
-    if text[0] in "[{":
+    if LOOKS_LIKE_JSON.match(text):
         return "custom", "the class list", parse_value(load_json(text, "the class list"), "the class list"), False
     if "," not in text:
         one_class = f"(one class of that name: '{text},')"
@@ -262,7 +263,7 @@ def _read_inline(text: str, variant: str | None) -> tuple[str, str, ClassList, b
 def _is_path(source: Source, text: str) -> bool:
     if isinstance(source, os.PathLike):
         return True
-    if "\n" in text or text[0] in "[{\"'":
+    if "\n" in text or text[0] in "\"'" or LOOKS_LIKE_JSON.match(text):
         return False
     if text.lower().endswith(_FILE_ENDINGS) or "://" in text:
         return True

@@ -75,6 +75,7 @@ def test_the_command_line_and_python_follow_the_same_rule(source: Any) -> None:
         ('"voc21",', ("voc21",)),
         (["hot dog, plain", '"a: b"'], ("hot dog, plain", "a: b")),
         ({"a: b, c": []}, ("a: b, c",)),
+        ("[red],[/b]", ("[red]", "[/b]")),
         ('"hot dog, plain"\n"a #1: b": "x, y"; z  # comment', ("hot dog, plain", "a #1: b")),
     ],
 )
@@ -116,6 +117,13 @@ def test_names_are_written_as_they_are_read(names: list[str]) -> None:
         ("v.txt", "cat\0dog", "v.txt is not text, it holds zero bytes"),
         ("v.csv", "PAR1\n", "(Parquet)"),
         ("v.txt", '"cat\n', "line 1: the quotation mark in '\"cat' is not closed"),
+        (
+            "v.txt",
+            '["cat", "dog"]',
+            "v.txt holds JSON and would be read as one class a line; let its name end in .json",
+        ),
+        ("v.txt", "- cat\n- dog\n", "holds YAML"),
+        ("v.txt", "id,name\n0,cat\n", "holds a table with headings"),
     ],
 )
 def test_what_is_no_vocabulary_is_refused_in_one_sentence(tmp_path: Path, name: str, text: str, message: str) -> None:

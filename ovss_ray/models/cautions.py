@@ -7,6 +7,7 @@ import re
 from functools import cache
 
 from ovss_ray.models.sources import DEMO_FOLDER, WeightsInfo
+from ovss_ray.vocabularies.notation import class_text
 from ovss_ray.vocabulary import Vocabulary
 
 _NAMES_SHOWN = 10
@@ -26,9 +27,10 @@ def caution(weights: WeightsInfo, vocabulary: Vocabulary) -> str | None:
     if not unseen:
         return None
     more = f" and {len(unseen) - _NAMES_SHOWN:,} more" if len(unseen) > _NAMES_SHOWN else ""
+    named = class_text(unseen[:_NAMES_SHOWN], ", ")
     return (
         f"the demo's CLIP was trained on drawings of {', '.join(_drawn())} alone; it never saw {len(unseen):,} of "
-        f"these {len(foreground):,} classes, and their labels mean nothing: {', '.join(unseen[:_NAMES_SHOWN])}{more}"
+        f"these {len(foreground):,} classes, and their labels mean nothing: {named}{more}"
     )
 
 

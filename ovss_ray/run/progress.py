@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from ovss_ray.printable import printable
 from ovss_ray.run.incidents import Incidents
 from ovss_ray.run.pace import Pace
 from ovss_ray.run.stats import Failures, WorkerProgress
@@ -270,7 +271,7 @@ class TerminalReporter(SilentReporter):
         self._task = self._bar.add_task("starting", total=None, note="")
 
     def message(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), highlight=False, soft_wrap=True)
 
     def doing(self, what: str) -> AbstractContextManager[object]:
         return self._console.status(what)

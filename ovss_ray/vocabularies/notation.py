@@ -13,6 +13,11 @@ from ovss_ray.errors import SettingError
 
 SYNONYM_SEPARATORS = ",;|"
 
+LOOKS_LIKE_JSON = re.compile(r"""\[\s*["'\[{\]]|\{\s*["'}]""")
+"""A list or an object at the beginning, and no name such as [red]."""
+
+_HEADINGS = {"id", "name", "class", "synonyms", "color", "queries", "label"}
+
 _QUOTED = r"""\s*(?:"(?:[^"]|"")*"|'(?:[^']|'')*')\s*"""
 # Quotation marks count where a part begins and ends: in 24" or potter's wheel they are characters like any other.
 _TOKEN = re.compile(rf"(?P<quoted>(?:^|(?<=[,;|:])){_QUOTED}(?=[,;|:]|$))|(?P<stop>[,;|:])|[^,;|:]+")
@@ -68,6 +73,21 @@ def without_comment(line: str) -> str:
             return kept + token[0].partition(" #")[0]
         kept += token[0]
     return kept
+
+
+def refuse_other_notations(text: str, path: str) -> None:
+    """Raise `SettingError` where a text file has the form of JSON, YAML or a table, which end in other letters."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    headings = {part.strip().strip("\"'").casefold() for part in re.split("[,;\t]", first)}
+    if LOOKS_LIKE_JSON.match(text.lstrip()):
+        kind, ending = "JSON", ".json"
+    elif first.startswith("- "):
+        kind, ending = "YAML", ".yaml"
+    elif len(headings) > 1 and headings & {"name", "class"} and headings <= _HEADINGS:
+        kind, ending = "a table with headings", ".csv"
+    else:
+        return
+    raise SettingError(f"{path} holds {kind} and would be read as one class a line; let its name end in {ending}")
 
 
 def class_text(names: Sequence[str], separator: str = ",") -> str:

@@ -149,9 +149,10 @@ def test_a_run_says_first_what_will_run_and_how_far_the_encoding_of_its_vocabula
     spec = make_spec(classes=[f"thing {number}" for number in range(30)], templates="imagenet_80", limit=8)
     watching = Watching()
     run_job(spec, reporter=watching)
-    first, ahead, *_ = watching.told
+    first, classes, ahead, *_ = watching.told
     assert first.startswith(f"Labelling {spec.input} with maskclip (ovss-demo/random); classes: thing 0, thing 1, ")
     assert first.endswith(f"...; run directory: {spec.run}")
+    assert classes.startswith("30 classes (custom): thing 0, ")
     assert ahead == "8 images in 1 shard, 1 CPU worker"
     counts = [done for done, total in watching.texts if total]
     assert {total for _, total in watching.texts} == {0, 30 * 80}
