@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +173,17 @@ def test_a_hostile_job_file_ends_the_command_with_a_wrong_setting(tmp_path: Path
     result = ovss_ray("run", str(job))
     assert (result.returncode, marker.exists()) == (2, False)
     assert "line 1, column 8: the tag '!!python/object/apply:os.system' is not allowed" in result.stderr
+
+
+def test_a_host_with_an_odd_name_is_shown_in_one_line(run: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    (copy / "shards" / "00000001.parquet").unlink()
+    (copy / "summary.json").unlink()
+    (sign,) = (copy / "drivers").iterdir()
+    driver = json.loads(sign.read_text())
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    sign.write_text(
+        json.dumps({**driver, "host": "gpu\x1b[2J\n[red]7", "process": None, "state": "running", "beat_at": now})
+    )
+    shown = ovss_ray("status", str(copy)).stdout
+    assert r" on gpu\x1b[2J\n[red]7 (process " in shown
