@@ -32,6 +32,20 @@ def test_the_test_exists(file: str, name: str) -> None:
     assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
+def test_the_examples_of_the_page_on_python_run(first_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    assert len(blocks) > 6
+    monkeypatch.chdir(first_run)
+    Image.effect_noise((90, 70), 80).convert("RGB").save("photo.jpg")
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("ViT-B/16", "demo"), names)  # the published weights would be downloaded
+    assert Image.open("labels.png").width >= 90
+    assert Image.open("image_0.png").width >= 100
+    assert names["components"].num_rows > 0
+    assert names["labels"].shape == names["pixels"].shape[:2]
+
+
 def test_the_short_form_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(
         r"One image, without a run:\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from os import PathLike, fspath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
@@ -33,6 +33,9 @@ from ovss_ray.labels.schema import load_schema
 from ovss_ray.labels.shard import list_shards
 from ovss_ray.labels.views import BULKY_COLUMNS
 from ovss_ray.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _LOOKUP_COLUMNS = ["image_id", "uri", "status", "error", "height", "width", "label_map"]
 
@@ -284,6 +287,31 @@ class Run:
         home, _ = self.manifest.home_of(image_id)
         shards = chain(self._connections.rows.retries_of(image_id, self.manifest), [home])
         return self._connections.pixels.read(image_id, self.manifest, shards)
+
+    def plot(
+        self, image_id: int, *, photo: bool = True, legend: bool = True, max_side: int | None = None
+    ) -> Image.Image:
+        """One image with its labels over it and a legend of the classes present, as a Pillow image.
+
+        Args:
+            photo: whether the image is fetched; without it the colours stand alone.
+            legend: with it, pictures of less than 256 pixels are enlarged.
+            max_side: longest side of the picture in pixels; a larger one is reduced, the legend comes on top.
+
+        Raises:
+            SettingError, DamagedRunError, OvssError: as `label_map`; also if the image has another size by now.
+            ImageError: as `image`; `photo=False` draws the labels alone.
+        """
+        from ovss_ray.labels.pictures import draw_labels
+
+        labels = self.label_map(image_id)
+        pixels = self.image(image_id) if photo else None
+        if pixels is not None and pixels.shape[:2] != labels.shape:
+            raise OvssError(
+                f"image {image_id} of {self.uri} is {pixels.shape[1]} x {pixels.shape[0]} by now, its label map "
+                f"{labels.shape[1]} x {labels.shape[0]}; photo=False draws the labels alone"
+            )
+        return draw_labels(labels, self.vocabulary, pixels, legend=legend, max_side=max_side)
 
     def label_maps(self, *, min_confidence: float | None = None) -> Iterator[tuple[int, LabelMap]]:
         """All label maps as (image_id, [H, W] class ids), shard by shard; images that failed are left out.

@@ -62,7 +62,6 @@ class Worker:
         self._device_turn = threading.Lock()
         self._text: TextEmbeddings | None = None
         self._texts_before: int | None = None  # while the vocabulary is encoded
-        self._is_abandoned = False
         self._careful: Iterator[tuple[int, ...] | ShardReport] = iter(())
         self._careful_task = ShardTask(-1, attempt=0)
 
@@ -152,14 +151,6 @@ class Worker:
         total = len(vocabulary.queries) * len(vocabulary.templates)  # some methods encode a few more
         return min(self._segmenter.texts_encoded - before, total), total
 
-    def abandon(self) -> None:
-        """Give up the shards under way at their next micro-batch; for a worker whose process lives on."""
-        self._is_abandoned = True
-
-    def _go_on(self) -> None:
-        if self._is_abandoned:
-            raise RuntimeError("the shard was given up: nobody waits for it")
-
     def label_shard(self, task: ShardTask) -> ShardReport:
         """Label one shard and create its file.
 
@@ -223,7 +214,6 @@ class Worker:
         ]
 
     def _finish(self, task: ShardTask, started: float, rows: list[ImageRow]) -> ShardReport:
-        self._go_on()
         statuses = Counter(row.status for row in rows)
         failures: Failures = Counter()
         for row in rows:
@@ -250,7 +240,6 @@ class Worker:
             with self._device_turn:
                 good = self._without_failures(iter(images), pending)
                 for batch in micro_batches(good, limit=self._limits.limit, max_bytes=budget):
-                    self._go_on()
                     with self._stats.stage("segment", watched=True):
                         outcomes = self._segment(batch, self._text)
                     for image, outcome in zip(batch, outcomes, strict=True):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image as PillowImage
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 from typing_extensions import Self
@@ -19,10 +17,14 @@ from ovss_ray.models.tower import DenseTower, TowerShape
 from ovss_ray.models.vision import VisionTower
 from ovss_ray.naming import Naming, naming
 from ovss_ray.segmenters.cards import MethodCard
+from ovss_ray.segmenters.given import Image as Image
+from ovss_ray.segmenters.given import OneImage, as_list, read_images
 from ovss_ray.segmenters.results import Segmentation, TextEmbeddings
 from ovss_ray.vocabulary import Source, Vocabulary, load_vocabulary
 
-Image = NDArray[np.uint8]
+if TYPE_CHECKING:
+    from ovss_ray.images.stores import StorageOptions
+
 Text = TextEmbeddings | Source
 
 
@@ -103,45 +105,55 @@ class Segmenter(ABC):
             SettingError: a query is too long for the text tower, or the settings do not fit the vocabulary.
         """
 
-    @overload
-    def segment(self, images: Image | PillowImage.Image, text: Text, *, low_memory: bool = False) -> Segmentation: ...
+    @overload  # a str is a sequence of str, too, but an image
+    def segment(  # type: ignore[overload-overlap]
+        self, images: OneImage, text: Text, *, low_memory: bool = False, storage_options: StorageOptions | None = None
+    ) -> Segmentation: ...
 
     @overload
     def segment(
-        self, images: Sequence[Image | PillowImage.Image], text: Text, *, low_memory: bool = False
+        self,
+        images: Sequence[OneImage],
+        text: Text,
+        *,
+        low_memory: bool = False,
+        storage_options: StorageOptions | None = None,
     ) -> list[Segmentation]: ...
 
     def segment(
         self,
-        images: Image | PillowImage.Image | Sequence[Image | PillowImage.Image],
+        images: OneImage | Sequence[OneImage],
         text: Text,
         *,
         low_memory: bool = False,
+        storage_options: StorageOptions | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Labels every pixel of an image, or of several that are processed together.
 
         Args:
-            images: a uint8 RGB array [H, W, 3] or a Pillow image (of any mode, read as a run reads its file), of any
-                size; or a list of such.
+            images: an image, or a list of images of any kinds and sizes. A path, a URI (s3://, https:// ...) or the
+                bytes of a file are read as a run reads them; a Pillow image of any mode like its file; an array is
+                uint8 RGB [H, W, 3], or [N, H, W, 3] for several.
             text: "cat,dog" or anything else that `load_vocabulary` takes, which is encoded at its first use; or what
                 `encode_vocabulary` of a segmenter with the same model gave.
             low_memory: takes smaller steps, so that a single large image may still fit; labels stay the same.
+            storage_options: fsspec options by protocol, for URIs, e.g. `{"s3": {"endpoint_url": ...}}`.
 
         Returns:
-            one segmentation for one image; for a list, a list in the same order.
+            one segmentation for one image; for a list, a list in the same order. Each keeps its image, for `plot`.
 
         Raises:
             SettingError: the classes cannot be read, or do not fit the model or the settings.
-            ValueError: no images, or one that is not a uint8 array [H, W, 3].
+            ImageError: a file cannot be read; `status` and `reason` are those that a run would note.
+            ValueError: no images, or something that is no image; the message says what is taken.
             torch.cuda.OutOfMemoryError: passed through; free memory, segment fewer images, or use `low_memory`.
         """
-        single = isinstance(images, PillowImage.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
-        several: list[Any] = [images] if single else [*cast("Sequence[Any]", images)]
-        pixels = [_pixels(image) if isinstance(image, PillowImage.Image) else image for image in several]
-        check_images(pixels)
+        single, several = as_list(images)
+        pixels = read_images(several, storage_options)
         encoded = text if isinstance(text, TextEmbeddings) else self._encoded(load_vocabulary(text))
         results = self.segment_batch(pixels, encoded, low_memory=low_memory)
-        return results[0] if single else results
+        kept = [replace(result, image=image) for result, image in zip(results, pixels, strict=True)]
+        return kept[0] if single else kept
 
     def _encoded(self, vocabulary: Vocabulary) -> TextEmbeddings:
         if self._last_encoded is None or self._last_encoded.vocabulary != vocabulary:
@@ -162,27 +174,6 @@ class Segmenter(ABC):
             named = Naming(flags=True, others={name: f"--set {name}" for name in values})
             named = named if naming().is_flag("settings") else Naming()
             raise explain_invalid(error, source=f"settings of {cls.name}", fields=fields, named=named) from None
-
-
-def _pixels(image: PillowImage.Image) -> Image:
-    from ovss_ray.images.decoding import upright_rgb  # the rules of a run, which only this door needs
-
-    return upright_rgb(image)
-
-
-def check_images(images: Sequence[Image]) -> None:
-    """Raises ValueError unless there is at least one image and each is uint8 [H, W, 3] with pixels in it."""
-    if len(images) == 0:
-        raise ValueError("segment() needs at least one image")
-    for index, image in enumerate(images):
-        if not isinstance(image, np.ndarray):
-            raise ValueError(f"image {index} is a {type(image).__name__}; give Pillow images or uint8 arrays [H, W, 3]")
-        if image.dtype != np.uint8:
-            raise ValueError(f"image {index} has dtype {image.dtype}; give uint8 RGB, 0..255")
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"image {index} has shape {image.shape}; give RGB [H, W, 3], grey as three equal channels")
-        if image.size == 0:
-            raise ValueError(f"image {index} has shape {image.shape}: no pixels")
 
 
 def check_text(text: TextEmbeddings, width: int) -> None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ovss_ray.vocabulary import Vocabulary, VocabularyClass
 
 if TYPE_CHECKING:
     from ovss_ray.labels.statistics import SegmentStatistics
 
-_LEGEND_ROW_PX = 16
-_OVERLAY_OPACITY = 0.55
 _SHARES_SHOWN = 5
+_NOTEBOOK_PX = 1280
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +42,14 @@ class Segmentation:
     labels: [H, W] uint8, or uint16 with more than 255 classes; `vocabulary.ignore_index` where a pixel has no label.
     confidence: [H, W] float32 in 0..1, probability of the best class before the background threshold.
     margin: [H, W] float32 in 0..1, its lead over the second best class.
+    image: uint8 [H, W, 3], what was labelled, if it was kept.
     """
 
     labels: NDArray[np.uint8] | NDArray[np.uint16]
     confidence: NDArray[np.float32]
     margin: NDArray[np.float32]
     vocabulary: Vocabulary
+    image: NDArray[np.uint8] | None = None
 
     def segments(self) -> tuple[SegmentStatistics, ...]:
         """Statistics of every class that has at least one pixel, by ascending class id."""
@@ -56,24 +57,27 @@ class Segmentation:
 
         return segment_statistics(self.labels, self.confidence, self.margin, self.vocabulary.ignore_index)
 
-    def plot(self, image: NDArray[np.uint8] | Image.Image | None = None) -> Image.Image:
-        """The label map in the vocabulary's colours, over the image if given, with a legend of the classes present."""
-        if isinstance(image, Image.Image):
-            from ovss_ray.images.decoding import upright_rgb  # the rules of a run, as for `segment`
+    def plot(
+        self, image: NDArray[np.uint8] | Image.Image | None = None, *, legend: bool = True, max_side: int | None = None
+    ) -> Image.Image:
+        """The label map in the vocabulary's colours over the photo, with a legend of the classes present.
 
-            image = upright_rgb(image)
-        height, width = self.labels.shape
-        palette = np.array([item.color for item in self.vocabulary.classes], dtype=np.float32)
-        labelled = self.labels < len(palette)
-        colors: NDArray[np.floating[Any]] = np.zeros((height, width, 3), np.float32)
-        colors[labelled] = palette[self.labels[labelled]]
-        if image is not None:
-            if image.shape != (height, width, 3):
-                raise ValueError(f"the image has shape {image.shape}, the label map is {height} x {width}")
-            opacity = np.where(labelled, _OVERLAY_OPACITY, 0.0)[..., None]
-            colors = opacity * colors + (1 - opacity) * image
-        picture = Image.fromarray(np.round(colors).astype(np.uint8))
-        return self._with_legend(picture)
+        Args:
+            image: the photo, uint8 [H, W, 3] or a Pillow image; `segment` has kept the one that it labelled.
+            legend: with it, pictures of less than 256 pixels are enlarged; without it, the picture has the size of the
+                label map.
+            max_side: longest side of the picture in pixels; a larger one is reduced, the legend comes on top.
+
+        Raises:
+            ValueError: if the image has another size, or `max_side` is below 1.
+        """
+        from ovss_ray.images.decoding import upright_rgb  # the rules of a run, as for `segment`
+        from ovss_ray.labels.pictures import draw_labels
+
+        photo = self.image if image is None else image
+        if isinstance(photo, Image.Image):
+            photo = upright_rgb(photo)
+        return draw_labels(self.labels, self.vocabulary, photo, legend=legend, max_side=max_side)
 
     def __repr__(self) -> str:
         """Size and shares of the classes, the largest first, not three arrays."""
@@ -84,7 +88,7 @@ class Segmentation:
     def _repr_png_(self) -> bytes:
         """The plot, as notebooks show it."""
         png = io.BytesIO()
-        self.plot().save(png, "PNG")
+        self.plot(max_side=_NOTEBOOK_PX).save(png, "PNG")
         return png.getvalue()
 
     def _shares(self) -> list[tuple[VocabularyClass, float]]:
@@ -92,20 +96,6 @@ class Segmentation:
         ids, counts = np.unique(self.labels[self.labels < self.vocabulary.num_classes], return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return [(self.vocabulary.classes[ids[i]], counts[i] / self.labels.size) for i in order]
-
-    def _with_legend(self, picture: Image.Image) -> Image.Image:
-        lines = self._shares()
-        height = max(picture.height, _LEGEND_ROW_PX * len(lines) + 4)
-        measure = ImageDraw.Draw(picture).textlength
-        width = picture.width + 24 + max((int(measure(_line(*line))) for line in lines), default=0)
-        sheet = Image.new("RGB", (width, height), "white")
-        sheet.paste(picture, (0, 0))
-        draw = ImageDraw.Draw(sheet)
-        for row, (item, share) in enumerate(lines):
-            top = 2 + row * _LEGEND_ROW_PX
-            draw.rectangle((picture.width + 4, top + 1, picture.width + 14, top + 11), fill=item.color, outline="black")
-            draw.text((picture.width + 18, top), _line(item, share), fill="black")
-        return sheet
 
 
 def _line(item: VocabularyClass, share: float) -> str:

@@ -15,11 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ovss_ray.errors import DamagedRunError, OvssError, SettingError
+from ovss_ray.errors import DamagedRunError, ImageError, OvssError, SettingError
+from ovss_ray.images.listing import list_images
 from ovss_ray.labels import decode_confidence_map
+from ovss_ray.labels.pictures import draw_labels
 from ovss_ray.labels.reading import Run, open_run
+from ovss_ray.run.directory import RunDirectory
+from ovss_ray.run.manifest import write_manifest
 
 Write = Callable[..., Any]
 
@@ -273,3 +278,34 @@ def test_a_pickled_run_is_found_from_another_folder(
     again = pickle.loads(stored)
     assert count_and_look(again) == expected
     assert (again.uri, again.manifest, again.vocabulary) == (run.uri, run.manifest, run.vocabulary)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plot_shows_the_image_and_its_labels(tmp_path: Path, write: Write) -> None:
+    written = write(str(tmp_path / "run"))
+    photos = []
+    for image_id in range(21):
+        height, width = written.labels[image_id].shape if image_id in written.labels else (5, 6)
+        photos.append(np.random.default_rng(image_id).integers(0, 256, (height, width, 3), dtype=np.uint8))
+        Image.fromarray(photos[-1]).save(tmp_path / f"{image_id:02d}.png")
+    directory = RunDirectory(str(tmp_path / "run"))
+    directory.prepare()
+    write_manifest(list_images(str(tmp_path / "*.png")), directory, 8)
+    with open_run(tmp_path / "run") as run:
+        for image_id in (0, 20):
+            expected = draw_labels(written.labels[image_id], run.vocabulary, photos[image_id])
+            np.testing.assert_array_equal(np.asarray(run.plot(image_id)), np.asarray(expected))
+        small = run.plot(0, legend=False, max_side=3)
+        assert max(small.size) == 3
+        with pytest.raises(OvssError, match="image 3 .* has no label map"):
+            run.plot(3)
+        Image.new("RGB", (50, 40)).save(tmp_path / "00.png")
+        (tmp_path / "20.png").unlink()
+        with pytest.raises((OvssError, ImageError), match=r"by now|changed since"):
+            run.plot(0)
+        with pytest.raises(ImageError, match=r"20\.png"):
+            run.plot(20)
+        alone = draw_labels(written.labels[20], run.vocabulary)
+        np.testing.assert_array_equal(np.asarray(run.plot(20, photo=False)), np.asarray(alone))

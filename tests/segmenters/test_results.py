@@ -29,22 +29,31 @@ def test_segments_are_the_statistics_of_the_classes_present(segmentation: Segmen
 
 
 def test_the_plot_shows_the_colours_of_the_classes(segmentation: Segmentation) -> None:
-    picture = np.asarray(segmentation.plot())
-    assert picture.shape[0] >= 40
-    assert picture.shape[1] > 60
+    picture = np.asarray(segmentation.plot(legend=False))
+    assert picture.shape == (40, 60, 3)
     assert tuple(picture[20, 10]) == (128, 0, 0)
     assert tuple(picture[20, 40]) == (0, 128, 0)
     assert tuple(picture[5, 5]) == (0, 0, 0)
-    assert (picture[:, 60:] != 255).any()  # the legend
+    enlarged = np.asarray(segmentation.plot())
+    assert tuple(enlarged[80, 160]) == (0, 128, 0)
+    assert (enlarged[160:] != 255).any()  # the legend
 
 
 def test_the_plot_blends_with_the_image_and_leaves_unlabelled_pixels_alone(segmentation: Segmentation) -> None:
     image = np.full((40, 60, 3), 200, np.uint8)
-    picture = np.asarray(segmentation.plot(image))
+    picture = np.asarray(segmentation.plot(image, legend=False))
     assert tuple(picture[5, 5]) == (200, 200, 200)
     assert tuple(picture[20, 10]) == (160, 90, 90)
     with pytest.raises(ValueError, match=r"the image has shape \(40, 61, 3\), the label map is 40 x 60"):
         segmentation.plot(np.zeros((40, 61, 3), np.uint8))
+
+
+def test_the_plot_shows_the_image_that_was_labelled(segmentation: Segmentation) -> None:
+    image = np.full((40, 60, 3), 200, np.uint8)
+    kept = replace(segmentation, image=image)
+    assert np.array_equal(np.asarray(kept.plot()), np.asarray(segmentation.plot(image)))
+    other = np.full((40, 60, 3), 7, np.uint8)
+    assert np.array_equal(np.asarray(kept.plot(other)), np.asarray(segmentation.plot(other)))
 
 
 def test_a_notebook_shows_the_plot(segmentation: Segmentation) -> None:
