@@ -135,6 +135,8 @@ def explain_invalid(
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         hint = nearest(name, fields) or f"; known settings: {', '.join(fields)}"
+        if named.is_flag(name) and name in named.others:
+            return SettingError(f"{COMMAND_LINE}: {named.name_of(name)}: there is none among the {source}{hint}")
         return SettingError(f"{source}: unknown setting {name!r}{hint}")
     if first["type"] == "missing":
         if named.is_flag(name):

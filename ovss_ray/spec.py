@@ -368,8 +368,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         siblings = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise SettingError(f"job file {path} does not exist{nearest(path.name, siblings)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"job file {path} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise SettingError(f"job file {path} is not UTF-8 text; give a YAML file") from None
+    except OSError as error:
+        raise SettingError(f"job file {path} cannot be read: {error.strerror}") from None
     values = _expand(load_yaml(text, f"job file {path}"), source=str(path))
     if not isinstance(values, dict):
         raise SettingError(f"job file {path} must hold 'field: value' lines, as those in jobs/ do")

@@ -96,6 +96,13 @@ def test_settings_of_a_method_are_called_as_they_are_set_in_another_process_too(
             call()
 
 
+def test_an_unknown_setting_is_called_as_it_is_set(command: Command) -> None:
+    command("label")
+    said = r"^command line: --set krop: there is none among the settings of maskclip; did you mean 'crop'\?$"
+    with pytest.raises(SettingError, match=said):
+        get_method("maskclip").parse_settings({"krop": 5})
+
+
 def wrong_setting() -> None:
     get_method("maskclip").parse_settings({"crop": -5})
 
