@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ovss_ray.segmenters.base import Segmenter
 
 _SHARED_MODULES = {
-    "base", "cards", "clip_segmenter", "dense", "last_block", "parallel_path", "protocols", "registry", "results",
+    "base", "cards", "clip_segmenter", "dense", "given", "last_block", "parallel_path", "protocols", "registry",
+    "results",
 }  # fmt: skip
 
 METHODS: tuple[str, ...] = tuple(
