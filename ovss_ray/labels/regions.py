@@ -49,6 +49,8 @@ class Regions:
 
     def followed_by(self, other: Regions) -> Regions:
         """These and others."""
+        if not len(self.label):
+            return other
         return Regions(
             np.concatenate([self.label, other.label]),
             np.concatenate([self.counts, other.counts], axis=1),
@@ -118,9 +120,12 @@ class RegionFinder:
             if self._remember:
                 self._owners.append(numbers[component[known:]].astype(np.int32))
                 self._united.append((open_.numbers, numbers[of_open]))
+            if bottom == len(self._labels):
+                yield Found(regions, numbers)
+                return
             last = component[runs.row == runs.row[-1]]
             goes_on = np.zeros(count, np.bool_)
-            goes_on[last] = bottom < len(self._labels)
+            goes_on[last] = True
             yield Found(regions.take(~goes_on), numbers[~goes_on])
             open_ = Found(regions.take(goes_on), numbers[goes_on])
             owner = (np.cumsum(goes_on) - 1)[last]
@@ -197,21 +202,37 @@ def _run_starts(labels: npt.NDArray[Any]) -> IntArray:
 
 
 def _components(runs: _Runs, owner: Indices) -> tuple[Indices, int]:
-    """The component of each run [R], and how many there are.
+    """The component of each run [R], and how many there are: the runs that touch, united until nothing changes.
+
+    In NumPy, as SciPy's graphs cost more to set up than a usual label map has work.
 
     Args:
         owner: of the first runs, the region that each is known to belong to; what belongs together is connected.
     """
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import connected_components
-
     upper, lower = _touching_runs(runs)
-    order = np.argsort(owner, kind="stable")
-    same = owner[order[1:]] == owner[order[:-1]]
-    begin, end = np.append(upper, order[:-1][same]), np.append(lower, order[1:][same])
-    graph = csr_array((np.ones(len(begin), np.bool_), (begin, end)), shape=(len(runs.start), len(runs.start)))
-    count, component = connected_components(graph, directed=False)
-    return component, int(count)
+    if len(owner):
+        order = np.argsort(owner, kind="stable")
+        same = owner[order[1:]] == owner[order[:-1]]
+        upper, lower = np.append(upper, order[:-1][same]), np.append(lower, order[1:][same])
+    root = np.arange(len(runs.start))
+    while len(upper):
+        a, b = root[upper], root[lower]
+        apart = a != b
+        upper, lower, a, b = upper[apart], lower[apart], a[apart], b[apart]
+        # Every root that has a smaller neighbour hangs itself under one of them: no cycles, whichever wins.
+        root[np.maximum(a, b)] = np.minimum(a, b)
+        root = _flatten(root)
+    is_root = root == np.arange(len(root))
+    number = np.cumsum(is_root) - 1
+    return number[root], int(is_root.sum())
+
+
+def _flatten(root: Indices) -> Indices:
+    while True:
+        above = root[root]
+        if np.array_equal(above, root):
+            return root
+        root = above
 
 
 def _touching_runs(runs: _Runs) -> tuple[Indices, Indices]:

@@ -106,10 +106,13 @@ def describe(
     kept = _Largest(ignore_index, smallest_component)
     for found in finder.find():
         fresh, counts = found.regions.by_label()
-        merged = classes.followed_by(fresh)
-        _, group = np.unique(merged.label, return_inverse=True)
-        components = np.bincount(group, np.concatenate([components, counts])).astype(np.int64)
-        classes = merged.united(group, len(components))
+        if not len(classes.label):  # as for all label maps but large ones
+            classes, components = fresh, counts
+        elif len(counts):
+            merged = classes.followed_by(fresh)
+            _, group = np.unique(merged.label, return_inverse=True)
+            components = np.bincount(group, np.concatenate([components, counts])).astype(np.int64)
+            classes = merged.united(group, len(components))
         kept.add(found)
     segments = _segments(classes, components, labels, ignore_index)
     if smallest_component is None:

@@ -146,7 +146,11 @@ def test_the_most_ragged_masks_are_left_out_of_an_image_that_has_too_much_of_the
     assert first.pixels > masks.MAX_MASK_RUNS
 
 
-def test_memory_follows_the_number_of_pixels_even_in_noise(rng: np.random.Generator) -> None:
+def test_memory_follows_the_number_of_pixels_even_in_noise(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regions, "_BAND_PIXELS", 1 << 17)
+
     def peak(rows: int) -> int:
         labels = rng.integers(0, 60, (rows, 1000)).astype(np.uint8)
         nothing = np.broadcast_to(np.float32(0), labels.shape)
@@ -157,5 +161,5 @@ def test_memory_follows_the_number_of_pixels_even_in_noise(rng: np.random.Genera
         return used
 
     small, large = peak(600), peak(1800)
-    assert small < 500 << 20
+    assert small < 150 << 20
     assert large - small < 16 * 1_200_000
