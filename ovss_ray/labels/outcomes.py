@@ -17,6 +17,7 @@ from ovss_ray.labels.schema import METADATA_PREFIX, load_contract
 
 _THREADS = 16  # of an object store each footer takes a few requests
 _SHARDS_AHEAD = 64
+_FINGERPRINT_KEY = (METADATA_PREFIX + "fingerprint").encode()
 _STATUSES_KEY = (METADATA_PREFIX + "statuses").encode()
 
 OpenShard = Callable[[int], AbstractContextManager[pq.ParquetFile]]
@@ -45,11 +46,13 @@ class FailureReason:
 class Outcomes:
     """Images by status (none is left out, those without images are), and why some have no labels, most frequent first.
 
-    Beyond a thousand kinds of reasons, those met later are `OTHER_REASONS`.
+    Beyond a thousand kinds of reasons, those met later are `OTHER_REASONS`. `fingerprints` are those that shards were
+    labelled under, each with the first such shard: there should be one.
     """
 
     statuses: dict[str, int]
     failures: list[FailureReason]
+    fingerprints: dict[str, int] = field(default_factory=dict)
 
 
 def count_outcomes(open_shard: OpenShard, shards: Sequence[int], superseded: Mapping[int, Set[int]]) -> Outcomes:
@@ -70,7 +73,7 @@ def count_outcomes(open_shard: OpenShard, shards: Sequence[int], superseded: Map
     order = sorted(total.statuses, key=[*known, *total.statuses].index)
     failures = [FailureReason(*kind, total.reasons[kind], *total.examples[kind]) for kind in total.reasons]
     failures.sort(key=lambda failure: (-failure.images, failure.status, failure.kind))
-    return Outcomes({status: total.statuses[status] for status in order}, failures)
+    return Outcomes({status: total.statuses[status] for status in order}, failures, total.fingerprints)
 
 
 _Example = tuple[str, str | None]
@@ -81,6 +84,7 @@ class _Tally:
     statuses: Counter[str] = field(default_factory=Counter)
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: dict[tuple[str, str], _Example] = field(default_factory=dict)
+    fingerprints: dict[str, int] = field(default_factory=dict)
 
     def count(self, row: Mapping[str, Any]) -> None:
         self.statuses[row["status"]] += 1
@@ -89,6 +93,8 @@ class _Tally:
 
     def add(self, other: _Tally) -> None:
         self.statuses.update(other.statuses)
+        for fingerprint, shard in other.fingerprints.items():
+            self.fingerprints[fingerprint] = min(shard, self.fingerprints.get(fingerprint, shard))
         for kind, images in other.reasons.items():
             self._fail(kind, images, other.examples[kind])
 
@@ -102,7 +108,10 @@ class _Tally:
 def _tally(open_shard: OpenShard, shard: int, superseded: Set[int]) -> _Tally:
     tally = _Tally()
     with open_shard(shard) as parquet:
-        footer = json.loads((parquet.schema_arrow.metadata or {}).get(_STATUSES_KEY, b"null"))
+        metadata = parquet.schema_arrow.metadata or {}
+        if _FINGERPRINT_KEY in metadata:
+            tally.fingerprints[metadata[_FINGERPRINT_KEY].decode()] = shard
+        footer = json.loads(metadata.get(_STATUSES_KEY, b"null"))
         if footer is not None and set(footer) <= {"ok"} and not superseded:
             tally.statuses.update(footer)
             return tally

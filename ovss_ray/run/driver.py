@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from ovss_ray.errors import OvssError, RunFailedError
@@ -16,6 +17,7 @@ from ovss_ray.images.references import ImageRef
 from ovss_ray.labels.additions import read_additions
 from ovss_ray.labels.classes import encode_classes
 from ovss_ray.labels.layout import CLASSES_FILE, RUN_FILE, Manifest
+from ovss_ray.run.alone import find_stranger, wait_for_turn, warn_of_store
 from ovss_ray.run.breaker import too_many_failures
 from ovss_ray.run.crashed import crashed_images, remember_crashed
 from ovss_ray.run.directory import RunDirectory
@@ -126,6 +128,7 @@ def _continue(
     additions = read_additions(directory.fs, directory.root, directory.uri)
     resolved, manifest = take_over(resolved, record, additions, run=directory.uri)
     directory.prepare()
+    warn_of_store(directory)
     _write_classes(resolved.vocabulary, directory)  # runs of older versions have none
     done = settled_shards(manifest, directory.done_shards(), resolved.spec, record)
     if len(done) == manifest.shards:
@@ -147,7 +150,10 @@ def _start(
     if shard_size == "auto":
         shard_size, images = choose_shard_size(images)
     directory.prepare()
+    warn_of_store(directory)
     with Heartbeat(directory, "planning") as heart:
+        if not directory.conditional_put:
+            wait_for_turn(directory, heart, reporter)
         manifest = _plan(shard_size, images, directory, reporter)
         if manifest is None:
             return None
@@ -178,7 +184,9 @@ def _label(start: _Start, manifest: Manifest, record: dict[str, Any] | None, don
             record = _create_record(resolved, manifest, directory)
         if record is None:
             return None
-        start.heart.enter("loading", fingerprint=record["fingerprint"])
+        start.heart.enter("loading", fingerprint=record["fingerprint"], claims=False)
+        if not directory.conditional_put:
+            start.heart.watch_over(partial(find_stranger, directory, record["fingerprint"]))
         reporter.message(what_is_ahead(manifest, len(done), engine))
         reporter.message(f"If the run stops, continue it with: {directory.continue_command}")
         job = labelling_job(resolved, manifest, record, directory, device=engine.device)
@@ -189,6 +197,11 @@ def _label(start: _Start, manifest: Manifest, record: dict[str, Any] | None, don
         start.heart.finished(session.progress)
         return summary
     except OvssError as error:
+        stranger = None
+        if record is not None and not directory.conditional_put:
+            stranger = find_stranger(directory, record["fingerprint"])
+        if stranger is not None:
+            raise stranger from error
         if record is not None:
             error.continue_with = directory.continue_command
         raise
@@ -214,7 +227,8 @@ def _plan(shard_size: int, images: Iterator[ImageRef], directory: RunDirectory, 
 def _create_record(resolved: ResolvedSpec, manifest: Manifest, directory: RunDirectory) -> dict[str, Any] | None:
     """From here on the run exists; None if another process was faster, whose run is to be continued."""
     record = run_record(resolved, manifest, created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    if directory.create(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode()):
+    created = directory.create(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    if created and (directory.conditional_put or find_stranger(directory, record["fingerprint"]) is None):
         remove_stray_parts(manifest, directory)
         _write_classes(resolved.vocabulary, directory)
         return record
@@ -273,6 +287,7 @@ class _Session:
                     self._reporter.update(self.progress)
                     self._metrics.update(self.progress)
                     self._heart.update(self.progress)
+                    self._heart.check()
                     self._look_after()
             finally:
                 self._pool.close()

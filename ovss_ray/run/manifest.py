@@ -79,7 +79,7 @@ def write_manifest(images: Iterable[ImageRef], directory: RunDirectory, shard_si
 
     def write(index: int, data: bytes) -> str:
         name = f"{MANIFEST_FOLDER}/{index:05d}.parquet"
-        if not directory.create(name, data):
+        if not directory.conditional_put or not directory.create(name, data):
             name = f"{MANIFEST_FOLDER}/{index:05d}-{uuid.uuid4().hex[:8]}.parquet"
             directory.create(name, data)
         return name

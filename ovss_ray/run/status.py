@@ -129,7 +129,7 @@ def read_status(
             shards_done=len(done),
             additions=_additions(opened, done),
             crashed=len(directory.files_in(CRASHED_FOLDER)),
-            **_life(beats, alive, complete=complete),
+            **_life(beats, alive, complete=complete and (_said_so(beats) or directory.exists(SUMMARY_FILE))),
             images_per_s=sum(rates) if rates and not complete else None,
             remaining_s=_remaining(alive, sum(rates), rows_left) if rates and not complete else None,
             statuses=statuses,
@@ -238,6 +238,11 @@ def _activity(told: Beat | None, is_alive: bool, *, complete: bool) -> dict[str,
     else:
         reason = f"the driver on {told.where} was killed, or cannot reach the run (if both clocks are right)"
     return {"activity": "silent", "since": told.beat_at, "reason": reason}
+
+
+def _said_so(beats: list[Beat]) -> bool:
+    """Whether a driver has finished: one that has not may have found shards of another run at the very end."""
+    return any(beat.state == "finished" for beat in beats)
 
 
 def _remaining(alive: Sequence[Beat], rate: float, rows_left: int) -> float | None:

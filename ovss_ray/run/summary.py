@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ovss_ray.labels.layout import SUMMARY_FILE, Manifest
+from ovss_ray.errors import DamagedRunError
+from ovss_ray.labels.layout import SUMMARY_FILE, Manifest, shard_name
 from ovss_ray.labels.outcomes import Outcomes
 from ovss_ray.labels.reading import open_run
 from ovss_ray.redaction import redacted
@@ -63,6 +64,9 @@ def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progr
         directory: the run directory.
         manifest: the images.
         session: what was done now; None if there was nothing to do, when the summary that is there still holds.
+
+    Raises:
+        DamagedRunError: a shard was labelled under another fingerprint.
     """
     if session is None:
         stored = directory.read_json(SUMMARY_FILE)
@@ -71,6 +75,13 @@ def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progr
     with open_run(directory.uri, directory.storage_options) as run:
         outcomes, warnings = run.outcomes(), list(run.warnings)
         is_complete = len(run.shards_done()) == manifest.shards
+        foreign = [shard for fingerprint, shard in outcomes.fingerprints.items() if fingerprint != run.fingerprint]
+    if foreign:
+        raise DamagedRunError(
+            f"{directory.uri}/{shard_name(min(foreign))} was labelled under other settings than those of the run: two "
+            f"drivers with different settings have worked here. Remove such shards and continue: "
+            f"ovss-ray verify {directory.uri} --fast --remove-damaged"
+        )
     summary = RunSummary(
         run=directory.uri,
         images=manifest.images,

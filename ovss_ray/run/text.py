@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ovss_ray.errors import RunFailedError
 from ovss_ray.labels.layout import TEXT_FILE
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.segmenters import TextEmbeddings
@@ -15,13 +16,21 @@ from ovss_ray.vocabulary import Vocabulary
 
 
 def load_text(directory: RunDirectory, vocabulary: Vocabulary) -> TextEmbeddings | None:
-    """The encoded vocabulary, or None if it has not been encoded yet."""
+    """The encoded vocabulary, or None if it has not been encoded yet.
+
+    Raises:
+        RunFailedError: it is of other classes: of two drivers in a store that ignores conditional writes.
+    """
     data = directory.read(TEXT_FILE)
     if data is None:
         return None
     table = pq.read_table(io.BytesIO(data))
     embeddings = np.stack(table["embedding"].to_numpy()).astype(np.float32)
     of_query = table["class_id"].is_valid().to_numpy()
+    if tuple(table["query"].filter(of_query).to_pylist()) != tuple(vocabulary.queries):
+        raise RunFailedError(
+            f"{directory.uri}/{TEXT_FILE} was encoded for other classes than those of run.json; remove it and continue"
+        )
     class_ids = table["class_id"].drop_null().to_numpy().astype(np.int64)
     extra = {}
     if "extra" in table.column_names:  # not in runs of older versions

@@ -24,6 +24,7 @@ from ovss_ray.images.fetching import Fetcher
 from ovss_ray.labels.layout import RUN_FILE, shard_name
 from ovss_ray.labels.shard import ImageRow, encode_shard, failed_row, read_shard_metadata, summarise
 from ovss_ray.models.sources import resolve_weights
+from ovss_ray.run.alone import find_stranger
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.events import ShardTask
 from ovss_ray.run.isolation import groups_of
@@ -203,7 +204,13 @@ class Worker:
         if not self._directory.exists(name):
             return None
         with self._directory.fs.open(self._directory.path(name), "rb") as file:
-            statuses = json.loads(read_shard_metadata(file)["statuses"])
+            footer = read_shard_metadata(file)
+        if footer["fingerprint"] != self._job.fingerprint:
+            raise RunFailedError(
+                f"{self._directory.uri}/{name} was labelled under other settings, by another driver; "
+                f"remove such shards: ovss-ray verify {self._directory.uri} --fast --remove-damaged"
+            )
+        statuses = json.loads(footer["statuses"])
         log.info("shard %d is there already", task.shard)
         return ShardReport(task.shard, False, statuses, progress=self.progress())
 
@@ -220,6 +227,11 @@ class Worker:
             if row.error is not None:
                 count_failure(failures, row.status, row.error)
         data = encode_shard(rows, self._metadata(task, started, statuses))
+        stranger = None
+        if not self._job.conditional_put:
+            stranger = find_stranger(self._directory, self._job.fingerprint)
+        if stranger is not None:
+            raise RunFailedError(str(stranger))  # which stops the run at once
         with self._stats.stage("write"):
             created = self._directory.create(shard_name(task.shard), data)
         seconds = time.time() - started
@@ -227,6 +239,7 @@ class Worker:
             log.info("finished: %d images, %d without labels, %.1f s", len(rows), len(rows) - statuses["ok"], seconds)
         else:
             log.info("shard %d was already there; this copy is dropped", task.shard)
+            self._already_there(task)  # it may not be one of this run
         return ShardReport(task.shard, created, dict(statuses), dict(failures), len(data), seconds, self.progress())
 
     def _label(self, rows: list[ManifestRow]) -> list[ImageRow]:

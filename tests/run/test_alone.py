@@ -1,0 +1,176 @@
+"""Two drivers with different classes in a store that ignores conditional writes: no run mixes their labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ovss_ray.errors import DamagedRunError, RunFailedError, RunMismatchError
+from ovss_ray.images.stores import open_store
+from ovss_ray.labels.reading import open_run
+from ovss_ray.labels.shard import read_shard_metadata
+from ovss_ray.run import alone
+from ovss_ray.run.directory import RunDirectory
+from ovss_ray.run.driver import run_job
+from ovss_ray.run.heartbeat import Heartbeat
+from ovss_ray.run.progress import SilentReporter
+from ovss_ray.run.text import load_text
+from ovss_ray.run.verify import verify_run
+from ovss_ray.spec import JobSpec
+from ovss_ray.vocabulary import load_vocabulary
+from tests.faults import UNCONDITIONAL, FaultyEndpoint
+from tests.run.conftest import CLIP
+
+MakeSpec = Callable[..., JobSpec]
+
+# Waits until it is told to begin, so that several begin together.
+LATER = "import sys, ovss_ray.run.driver, torch; print('ready', flush=True); sys.stdin.readline(); from ovss_ray.cli import main; main()"  # fmt: skip  # noqa: E501
+
+
+@pytest.fixture
+def store(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyEndpoint]:
+    """The proxy before the bucket `s3`, which takes the conditions out of all puts."""
+    import s3fs
+
+    with FaultyEndpoint(s3_endpoint) as endpoint:
+        endpoint.plan.add(UNCONDITIONAL, method="PUT")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield endpoint
+
+
+def fingerprints(run: str) -> set[str]:
+    fs, root = open_store(run)
+    fs.invalidate_cache()
+    found = set()
+    for path in fs.find(f"{root}/shards"):
+        with fs.open(path, "rb") as file:
+            found.add(read_shard_metadata(file)["fingerprint"])
+    return found
+
+
+def test_two_drivers_that_start_with_different_classes(store: FaultyEndpoint, s3: str, photos: Path) -> None:
+    run = f"{s3}/run"
+    drivers = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATER, "label", str(photos), run, "--classes", classes, "--templates", "single",
+             "--clip", CLIP, "--shard-size", "8", "--engine", "local"],
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for classes in ("cat,dog", "sky,grass,tree")
+    ]  # fmt: skip
+    for driver in drivers:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "ready\n"
+    for driver in drivers:
+        assert driver.stdin is not None
+        driver.stdin.write("\n")
+        driver.stdin.flush()
+    told = {
+        driver.wait(): said for driver, said in [(driver, driver.communicate(timeout=200)[1]) for driver in drivers]
+    }
+    assert told.keys() == {0, 4}, told
+    assert "ignores conditional writes" in told[0]
+    assert "was started with other settings" in told[4]
+    with open_run(run) as opened:
+        assert fingerprints(run) == {opened.fingerprint}
+        assert opened.status_counts() == {"ok": 40}
+    assert verify_run(run).exit_code == 0
+
+
+def test_only_one_of_many_drivers_plans_at_a_time(
+    store: FaultyEndpoint, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone, "LOOK_EVERY_S", 0.05)
+    inside, most, planned = 0, 0, 0
+    lock = threading.Lock()
+
+    def plan() -> None:
+        nonlocal inside, most, planned
+        directory = RunDirectory(f"{s3}/run", conditional_put=False)
+        with Heartbeat(directory, "planning") as heart:
+            alone.wait_for_turn(directory, heart, SilentReporter())
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.2)
+            with lock:
+                inside -= 1
+                planned += 1
+
+    drivers = [threading.Thread(target=plan) for _ in range(4)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join(60)
+    assert (most, planned) == (1, 4)
+
+
+def test_a_driver_whose_run_was_replaced_stops_before_it_writes_more(
+    store: FaultyEndpoint, s3: str, make_spec: MakeSpec
+) -> None:
+    spec = make_spec(run=f"{s3}/run", method="tests.run.faulty:Faulty", settings={"seconds": 0.1})
+    fs, root = open_store(spec.run)
+
+    def replace() -> None:
+        other = RunDirectory(spec.run, conditional_put=False)
+        while not other.done_shards():
+            time.sleep(0.05)
+        record = other.read_json("run.json")
+        assert record is not None
+        other.replace("run.json", json.dumps({**record, "fingerprint": "0" * 64}).encode())
+
+    late = threading.Thread(target=replace)
+    late.start()
+    with pytest.raises(RunMismatchError, match="another driver has started a run with other settings in"):
+        run_job(spec)
+    late.join(30)
+    fs.invalidate_cache()
+    assert 1 <= len(fs.ls(f"{root}/shards")) <= 3
+
+
+@pytest.fixture
+def mixed(make_spec: MakeSpec, tmp_path: Path) -> JobSpec:
+    """A run of which one shard was labelled under other classes."""
+    other = make_spec(run=str(tmp_path / "other"), classes="sky,tree", limit=24)
+    run_job(other)
+    spec = make_spec(limit=24)
+    run_job(spec)
+    for name in ("shards/00000001.parquet", "shards/00000002.parquet", "summary.json"):
+        (Path(spec.run) / name).unlink()
+    shutil.copy(Path(other.run) / "shards" / "00000001.parquet", Path(spec.run) / "shards" / "00000001.parquet")
+    return spec
+
+
+def test_a_run_does_not_end_well_with_shards_of_two_fingerprints(mixed: JobSpec) -> None:
+    for _ in range(2):
+        with pytest.raises(DamagedRunError, match="shards/00000001.parquet was labelled under other settings"):
+            run_job(mixed)
+        assert not (Path(mixed.run) / "summary.json").exists()
+    assert verify_run(mixed.run, footers_only=True, remove_damaged=True).removed == ["shards/00000001.parquet"]
+    assert run_job(mixed).statuses == {"ok": 24}
+
+
+def test_a_shard_of_another_fingerprint_is_not_taken_for_done(mixed: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = RunDirectory.done_shards
+    calls = iter([True])  # the driver looks once, before the other driver's shard is there
+    monkeypatch.setattr(RunDirectory, "done_shards", lambda self: listed(self) - ({1} if next(calls, False) else set()))
+    with pytest.raises(RunFailedError, match="00000001.parquet was labelled under other settings, by another driver"):
+        run_job(mixed)
+
+
+def test_text_of_other_classes_is_not_used(mixed: JobSpec) -> None:
+    directory = RunDirectory(mixed.run)
+    assert load_text(directory, load_vocabulary(mixed.classes, templates="single")) is not None
+    with pytest.raises(RunFailedError, match="text.parquet was encoded for other classes"):
+        load_text(directory, load_vocabulary("sky,tree", templates="single"))
