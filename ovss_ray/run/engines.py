@@ -14,6 +14,7 @@ from ovss_ray.errors import SettingError
 from ovss_ray.naming import setting_name
 from ovss_ray.run.cluster import Connection
 from ovss_ray.run.job import LabellingJob
+from ovss_ray.run.kernel_kills import KernelKills
 from ovss_ray.run.pool import Engine, Place, WorkerGoneError, WorkerHandle
 from ovss_ray.run.ray_errors import of_answer, of_no_answer, translate
 from ovss_ray.spec import JobSpec
@@ -92,6 +93,7 @@ class RayEngine:
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
         self._has_lost_workers = False
+        self._kernel_kills = KernelKills()
         self._connection = Connection(spec.ray_address)
         try:
             self._allot(spec)
@@ -141,6 +143,7 @@ class RayEngine:
         return max(room, 1)
 
     def leaving_nodes(self) -> set[str]:
+        self._kernel_kills.look()
         from ray._private.state import state  # what Ray's own libraries use; there is no public call
 
         try:
@@ -159,10 +162,15 @@ class RayEngine:
             max_task_retries=0,
         )
         handle = actor.remote(job, cpus=self._threads_each)
-        return _RayWorker(handle, whole_gpu=self._gpus_each >= 1, on_loss=self._note_loss)
+        return _RayWorker(handle, whole_gpu=self._gpus_each >= 1, on_loss=self._lost)
 
-    def _note_loss(self) -> None:
+    def _lost(self, error: WorkerGoneError) -> WorkerGoneError:
+        """What is known here of a worker's end beside what Ray says."""
         self._has_lost_workers = True
+        on_this_machine = self._connection.embedded is not None
+        if error.blameless or error.memory or not on_this_machine or not self._kernel_kills.any_lately:
+            return error
+        return WorkerGoneError(f"{error}: the kernel has ended a process for want of memory", memory=True)
 
     def share(self, value: Any) -> Any:
         import ray
@@ -186,7 +194,7 @@ class _WorkerProcess:
 
 
 class _RayWorker:
-    def __init__(self, actor: Any, *, whole_gpu: bool, on_loss: Callable[[], None]) -> None:
+    def __init__(self, actor: Any, *, whole_gpu: bool, on_loss: Callable[[WorkerGoneError], Exception]) -> None:
         self._actor = actor
         self._whole_gpu = whole_gpu
         self._on_loss = on_loss
@@ -234,7 +242,7 @@ class _RayWorker:
 
     def _fail(self, outcome: Future[Any], error: Exception) -> None:
         if isinstance(error, WorkerGoneError) and not self._is_stopped:
-            self._on_loss()
+            error = self._on_loss(error)
         outcome.set_exception(error)
 
     def kill(self) -> None:

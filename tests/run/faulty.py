@@ -93,6 +93,7 @@ class Faulty(CLIPBase):
         """What goes wrong.
 
         Attributes:
+            cgroup: folder of a control group that a process joins before it takes memory.
             journal: file that gets a line per image that goes through the network: process, images before it.
             kill_rate: probability that a micro-batch kills the process.
             fits: images that fit into memory together; a too-large picture never does, but in little memory.
@@ -100,8 +101,11 @@ class Faulty(CLIPBase):
             seconds: time that each image takes.
         """
 
-        SPEED_ONLY: ClassVar[frozenset[str]] = DenseSettings.SPEED_ONLY | {"journal", "kill_rate", "fits", "seconds"}
+        SPEED_ONLY: ClassVar[frozenset[str]] = DenseSettings.SPEED_ONLY | {
+            *("cgroup", "journal", "kill_rate", "fits", "seconds")
+        }
 
+        cgroup: str | None = None
         journal: str | None = None
         kill_rate: float = 0.0
         fits: int = 1000
@@ -141,6 +145,8 @@ class Faulty(CLIPBase):
         if "hang" in faults:
             time.sleep(10_000)
         if "grow" in faults:
+            if self.settings.cgroup:
+                Path(self.settings.cgroup, "cgroup.procs").write_text(str(os.getpid()))
             grow()
         if "slow-once" in faults and self._is_first():
             time.sleep(10_000)

@@ -148,6 +148,38 @@ def test_an_image_that_takes_the_memory_of_the_node_is_found_among_workers_that_
     assert any("the memory is found: 2 workers are used again" in line for line in said)
 
 
+@pytest.fixture
+def small_cgroup() -> Iterator[Path]:
+    """A control group whose processes may take half a GB, of either version."""
+    root = Path("/sys/fs/cgroup")
+    version1 = (root / "memory").is_dir()
+    group = root / ("memory/" if version1 else "") / f"ovss-ray-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("makes a control group, which takes root")
+    try:
+        (group / ("memory.limit_in_bytes" if version1 else "memory.max")).write_text(str(2**29))
+    except OSError:
+        group.rmdir()
+        pytest.skip("makes a control group, which takes root")
+    yield group
+    wait_for(lambda: not (group / "cgroup.procs").read_text())
+    group.rmdir()
+
+
+def test_what_the_kernel_ends_for_want_of_memory_is_told_as_such(
+    spec_of: Callable[..., JobSpec], folder: Path, small_cgroup: Path
+) -> None:
+    for path in sorted(folder.rglob("*.jpg"))[3:]:
+        path.unlink()
+    draw_fault(folder / "a" / "0000x", "grow")
+    spec = spec_of(batch_size=1, settings={"cgroup": str(small_cgroup)})
+    summary = run_job(spec)
+    assert summary.statuses == {"ok": 3, "out_of_memory": 1}
+    assert "the kernel has ended a process for want of memory" in (outcome(spec.run)["0000x.png"][1] or "")
+
+
 def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     launched: list[None] = []
     real = engines.RayEngine.launch
