@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ovss_ray.errors import OvssError
+from ovss_ray.errors import DamagedRunError, OvssError
 from ovss_ray.labels.layout import ADDITIONS_FOLDER, FORMAT_VERSION, AdditionKind, Manifest, Part, addition_name
 
 _READS_AT_ONCE = 8
@@ -52,7 +52,8 @@ def read_additions(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> list[A
         uri: the run directory as users write it, for messages.
 
     Raises:
-        OvssError: a record is missing, damaged or of a newer version; the shards after it would be misread.
+        DamagedRunError: a record is missing or damaged; the shards after it would be misread.
+        OvssError: one is of a newer version.
     """
     folder = f"{root}/{ADDITIONS_FOLDER}"
     fs.invalidate_cache(folder)
@@ -63,7 +64,9 @@ def read_additions(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> list[A
     numbers = sorted(int(match[1]) for match in map(_RECORD_NAME.fullmatch, found) if match)
     for expected, number in enumerate(numbers, 1):
         if number != expected:
-            raise OvssError(f"{uri}/{addition_name(expected)} is missing; restore it, the shards after it depend on it")
+            raise DamagedRunError(
+                f"{uri}/{addition_name(expected)} is missing; restore it, the shards after it depend on it"
+            )
     paths = [f"{root}/{addition_name(number)}" for number in numbers]
     with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
         stored = threads.map(fs.cat_file, paths)
@@ -86,7 +89,7 @@ def _parse(content: bytes, where: str) -> Addition:
     try:
         addition = Addition.model_validate_json(content)
     except ValidationError as error:
-        raise OvssError(f"{where} is damaged ({error.errors()[0]['msg']}); restore it to read the run") from None
+        raise DamagedRunError(f"{where} is damaged ({error.errors()[0]['msg']}); restore it to read the run") from None
     if addition.format_version > FORMAT_VERSION:
         raise OvssError(
             f"{where} has format {addition.format_version} and this ovss-ray reads {FORMAT_VERSION}; upgrade ovss-ray"

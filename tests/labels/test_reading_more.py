@@ -309,3 +309,21 @@ def test_a_plot_shows_the_image_and_its_labels(tmp_path: Path, write: Write) -> 
             run.plot(20)
         alone = draw_labels(written.labels[20], run.vocabulary)
         np.testing.assert_array_equal(np.asarray(run.plot(20, photo=False)), np.asarray(alone))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("00001.json", "{", "additions/00001.json is damaged"),
+        ("00002.json", "{}", "additions/00001.json is missing; restore it"),
+    ],
+)
+def test_a_damaged_record_of_an_addition_is_damage(
+    tmp_path: Path, write: Write, name: str, content: str, said: str
+) -> None:
+    write(str(tmp_path))
+    (tmp_path / "additions").mkdir()
+    (tmp_path / "additions" / name).write_text(content)
+    with pytest.raises(DamagedRunError, match=said) as caught:
+        open_run(tmp_path)
+    assert caught.value.exit_code == 6
