@@ -98,8 +98,8 @@ def run_job(spec: JobSpec, *, reporter: Reporter | None = None, vocabulary: Voca
     """
     try:
         reporter = reporter or SilentReporter()
-        reporter.message(what_is_asked(spec))  # before anything that takes its time
         vocabulary = check_words(spec, vocabulary)
+        reporter.message(what_is_asked(spec))  # before anything that takes its time
         images = open_images(spec, vocabulary)
         reporter.message(describe_vocabulary(vocabulary))
         return _run(spec, reporter, vocabulary, images)
