@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ovss_ray.errors import SettingError, explain_invalid, nearest
+from ovss_ray.images.addresses import storable
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
 from ovss_ray.images.listing import DEFAULT_EXTENSIONS
 from ovss_ray.images.reach import check_hosts, check_schemes
@@ -316,6 +317,11 @@ class JobSpec(BaseModel):
     def _split_names(cls, value: Any) -> Any:
         names = value.split(",") if isinstance(value, str) else value
         return tuple(name for item in names if (name := str(item).strip())) if isinstance(names, Iterable) else value
+
+    @field_validator("input", "run", mode="before")
+    @classmethod
+    def _keep_bytes(cls, value: Any) -> Any:
+        return storable(value) if isinstance(value, str) else value
 
     @field_validator("extensions", mode="before")
     @classmethod

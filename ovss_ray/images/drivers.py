@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from ovss_ray.errors import SettingError
 from ovss_ray.images.reach import USERS_WORD, Reach
 from ovss_ray.images.stores import StorageOptions, open_store, protocol_of
 from ovss_ray.version import __version__
@@ -98,7 +99,10 @@ def _read_times_quickly(fs: fsspec.AbstractFileSystem) -> None:
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
     if fs.session is None:  # else it is the user's
-        fs.session = AioSession(**fs.kwargs)  # as s3fs would
+        try:
+            fs.session = AioSession(**fs.kwargs)  # as s3fs would
+        except TypeError as error:
+            raise SettingError(f"storage_options['s3'] cannot be used: {error}") from error
         fs.session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=read_time)
 
 

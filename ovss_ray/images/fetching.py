@@ -288,4 +288,4 @@ def _is_final(error: Exception) -> bool:
     """Whether another attempt is pointless: the reason is in the image or its address, not in the way there."""
     if isinstance(error, (ImageError, SettingError, ValueError)) or is_redirect_astray(error):
         return True
-    return store_failure(error) in ("not_found", "forbidden")
+    return store_failure(error) in ("not_found", "forbidden", "rejected")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
+from ovss_ray.errors import SettingError
 from ovss_ray.images.reach import INTERNAL, IPAddress, Reach, authority, is_internal, spelled_address
 
 if TYPE_CHECKING:
@@ -63,7 +64,10 @@ class GuardedClient:
         elif options.get("connector") is None:
             options["connector"] = aiohttp.TCPConnector(socket_factory=guard.connect)
         options["trace_configs"] = [*(options.get("trace_configs") or ()), trace]
-        return aiohttp.ClientSession(**options)
+        try:
+            return aiohttp.ClientSession(**options)
+        except TypeError as error:
+            raise SettingError(f"storage_options['http']['client_kwargs'] cannot be used: {error}") from error
 
 
 class _Guard:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import http
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -32,6 +33,7 @@ StoreFailure = Literal[
     "disconnected",
     "truncated",
     "server_error",
+    "rejected",
     "other",
 ]
 
@@ -58,12 +60,20 @@ _TRUNCATION_ERRORS = {
     "IncompleteReadError",
     "IncompleteRead",
     "ResponseStreamingError",
+    "HttpProcessingError",
 }
 _TIMEOUT_ERRORS = {"TimeoutError", "ReadTimeoutError", "ServiceResponseTimeoutError", "FSTimeoutError"}
 _DISCONNECTION_ERRORS = {"ConnectionError", "ServerDisconnectedError", "ClientOSError", "ConnectionClosedError"}
 _REDIRECTION_ERRORS = {"TooManyRedirects", "RedirectClientError"}
 # Not every server says "slow down" with status 503 or 429.
 _THROTTLING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
+_DAMAGE_CODES = {"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "Md5Mismatch"}  # on the way, status 400
+_REJECTED_STATUSES = (400, 405, 411, 414, 501)
+_REJECTION_ERRORS = {"ParamValidationError", "InvalidEndpointURLError"}
+_DRIVERS = {
+    *("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "msal", "requests", "s3fs"),
+    "urllib3",
+}
 
 
 _FAILURE_WORDS: dict[StoreFailure, str] = {
@@ -76,6 +86,7 @@ _FAILURE_WORDS: dict[StoreFailure, str] = {
     "disconnected": "the server broke the connection",
     "truncated": "the answer is incomplete",
     "server_error": "the server failed",
+    "rejected": "the store rejects the request",
 }
 
 
@@ -98,7 +109,8 @@ def open_store(
         The fsspec file system and the path inside it; the path of a local file is absolute.
 
     Raises:
-        SettingError: an unknown protocol, a driver that is not installed, or options not grouped by protocol.
+        SettingError: an unknown protocol, a driver that is not installed, options not grouped by protocol, or that
+            the driver refuses.
     """
     uri = os.fspath(uri)
     if not uri:
@@ -107,10 +119,19 @@ def open_store(
     options = _options_for(protocol_of(uri), storage_options or {})
     if is_local(uri):
         return fsspec.filesystem("file", **options), local_path(uri)
+    token = options.get("token")
+    if protocol_of(uri) in ("gs", "gcs") and isinstance(token, str) and "/" in token and not os.path.exists(token):  # noqa: PTH110
+        # gcsfs would take it for the token itself, and send it to Google.
+        raise SettingError(f"the file {token} of storage_options['gs']['token'] does not exist; check the path")
     if protocol_of(uri) in ("http", "https"):
         options = {"get_client": GuardedClient(reach), **options}
     driver = _driver(protocol_of(uri))
-    return driver(**{**driver._get_kwargs_from_urls(uri), **options}), str(driver._strip_protocol(uri))
+    try:
+        return driver(**{**driver._get_kwargs_from_urls(uri), **options}), str(driver._strip_protocol(uri))
+    except Exception as error:  # some drivers look at options and credentials here, each with exceptions of its own
+        raise SettingError(
+            f"{uri} cannot be opened: {brief(error)}; check storage_options[{protocol_of(uri)!r}] and the environment"
+        ) from error
 
 
 def _driver(protocol: str) -> Any:
@@ -152,12 +173,22 @@ def store_failure(error: BaseException) -> StoreFailure:
     return "other"
 
 
+FINAL_FAILURES = ("not_found", "forbidden", "credentials", "rejected")
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether trying again cannot help: the store has understood and refuses."""
+    return store_failure(error) in FINAL_FAILURES
+
+
 def http_status(error: BaseException) -> int | None:
     """The HTTP status that an exception of aiohttp, botocore, gcsfs or Azure carries, if any."""
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # botocore
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return status if isinstance(status, int) else None
+    if "HttpProcessingError" in {kind.__name__ for kind in type(error).__mro__}:  # an answer that aiohttp cannot read
+        return None
     for attribute in ("status", "status_code", "code"):  # aiohttp, Azure, gcsfs
         status = getattr(error, attribute, None)
         if isinstance(status, int):
@@ -232,6 +263,8 @@ def _failure_by_code(error: BaseException) -> StoreFailure | None:
     code = response.get("Error", {}).get("Code") if isinstance(response, Mapping) else None
     if code in _THROTTLING_CODES:
         return "throttled"
+    if code in _DAMAGE_CODES:
+        return "truncated"
     if code == "NoSuchUpload":  # status 404, but of an upload in parts that was lost, not of a file
         return "other"
     return "timeout" if code == "RequestTimeout" else None
@@ -244,6 +277,8 @@ def _failure_by_status(status: int | None) -> StoreFailure | None:
         return "forbidden"
     if status in (429, 503):
         return "throttled"
+    if status in _REJECTED_STATUSES:
+        return "rejected"
     if status is not None and 500 <= status < 600:
         return "server_error"
     return None
@@ -255,12 +290,16 @@ def _failure_by_type(error: BaseException) -> StoreFailure | None:
         return "credentials"
     if names & _CONNECTION_ERRORS:
         return "unreachable"
+    if names & _REJECTION_ERRORS:
+        return "rejected"
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return "not_found"
     if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
         return "not_found"
     if isinstance(error, PermissionError) or (type(error) is OSError and str(error).startswith("Forbidden: ")):  # gcsfs
         return "forbidden"
+    if type(error) in (TypeError, ValueError) and _origin(error) in _DRIVERS:  # an option or address of a wrong form
+        return "rejected"
     if names & _TRUNCATION_ERRORS:
         return "truncated"
     if names & _TIMEOUT_ERRORS:
@@ -270,9 +309,9 @@ def _failure_by_type(error: BaseException) -> StoreFailure | None:
 
 @contextmanager
 def explained(uri: str, what: str = "read") -> Iterator[None]:
-    """Turn what a store says about missing permission or connection into one sentence, an `InputError`.
+    """Turn whatever a store says into one sentence, an `InputError`.
 
-    Other errors pass unchanged.
+    Files that are not there pass unchanged, as `FileNotFoundError`, and so does what comes from no store.
 
     Args:
         uri: the place that is used inside the context.
@@ -286,13 +325,44 @@ def explained(uri: str, what: str = "read") -> Iterator[None]:
         "timeout": "the store does not answer in time; check the network, or try again later",
         "disconnected": "the store breaks the connection; check the endpoint and the network",
         "server_error": "the store answers with an error of its own; try again later",
+        "truncated": "its answers break off; check the network, or try again later",
+        "rejected": "the store rejects the request; check the address and storage_options",
+        "not_found": "there is no such bucket or container; check the address",
     }
     try:
         yield
     except OvssError:
         raise
     except Exception as error:
-        reason = reasons.get(store_failure(error))
-        if reason is None:
+        failure = store_failure(error)
+        # Who writes knows what to do about errors of the system.
+        passes = ("not_found", "other") if what == "written" else ("not_found",)
+        if not _is_of_store(error) or (failure in passes and isinstance(error, OSError)):
             raise
-        raise InputError(f"{uri} cannot be {what}: {reason}") from error
+        said = f" ({brief(error)})" if failure in ("rejected", "server_error", "not_found") else ""
+        raise InputError(f"{uri} cannot be {what}: {reasons.get(failure, brief(error))}{said}") from error
+
+
+def brief(error: BaseException) -> str:
+    """What an exception says, in one line: without the page of XML that stores add, and at most 200 characters."""
+    if isinstance(error, FileNotFoundError) and "://" in str(error):  # drivers give the address alone
+        return "there is no such file or bucket"
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    line = re.split(r" ?<[?!a-zA-Z]| (?:RequestId|Content|ErrorCode): ?", " ".join(text.split()))[0][:200].rstrip(".!")
+    return line or type(error).__name__
+
+
+def _is_of_store(error: BaseException) -> bool:
+    """Whether an exception comes from a driver or the system, and not from a mistake in this package."""
+    if isinstance(error, OSError) or store_failure(error) != "other":
+        return True
+    kinds = (kind for cause in _causes(error) for kind in type(cause).__mro__)
+    return _origin(error) in _DRIVERS or any(kind.__module__.partition(".")[0] in _DRIVERS for kind in kinds)
+
+
+def _origin(error: BaseException) -> str:
+    """The package whose code has raised an exception."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return "" if place is None else str(place.tb_frame.f_globals.get("__name__", "")).partition(".")[0]

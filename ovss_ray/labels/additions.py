@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ovss_ray.errors import DamagedRunError, OvssError
+from ovss_ray.images.backoff import try_often
+from ovss_ray.images.stores import explained, is_final
 from ovss_ray.labels.layout import ADDITIONS_FOLDER, FORMAT_VERSION, AdditionKind, Manifest, Part, addition_name
 
 _READS_AT_ONCE = 8
+_READ_ATTEMPTS = 5
 _RECORD_NAME = re.compile(r"(\d{5,})\.json")
+
+
+T = TypeVar("T")
 
 
 class Addition(BaseModel):
@@ -43,24 +50,29 @@ class Addition(BaseModel):
     max_pixels: int | None = None
 
 
-def read_additions(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> list[Addition]:
+def read_additions(
+    fs: fsspec.AbstractFileSystem, root: str, uri: str, *, sleep: Callable[[float], None] = time.sleep
+) -> list[Addition]:
     """The additions of a run in their order: one listing, and one read of each.
 
     Args:
         fs: where the run lies.
         root: the run directory on `fs`.
         uri: the run directory as users write it, for messages.
+        sleep: how to wait before a request is made again.
 
     Raises:
         DamagedRunError: a record is missing or damaged; the shards after it would be misread.
-        OvssError: one is of a newer version.
+        OvssError: the store cannot be read, or one is of a newer version.
     """
     folder = f"{root}/{ADDITIONS_FOLDER}"
     fs.invalidate_cache(folder)
     try:
-        found = {path.rsplit("/", 1)[-1]: path for path in fs.ls(folder, detail=False)}
-    except FileNotFoundError:
+        with explained(f"{uri}/{ADDITIONS_FOLDER}"):
+            listed = _reading(lambda: fs.ls(folder, detail=False), sleep)
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    found = {path.rsplit("/", 1)[-1]: path for path in listed}
     numbers = sorted(int(match[1]) for match in map(_RECORD_NAME.fullmatch, found) if match)
     for expected, number in enumerate(numbers, 1):
         if number != expected:
@@ -68,9 +80,13 @@ def read_additions(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> list[A
                 f"{uri}/{addition_name(expected)} is missing; restore it, the shards after it depend on it"
             )
     paths = [f"{root}/{addition_name(number)}" for number in numbers]
-    with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
-        stored = threads.map(fs.cat_file, paths)
+    with explained(f"{uri}/{ADDITIONS_FOLDER}"), ThreadPoolExecutor(_READS_AT_ONCE) as threads:
+        stored = threads.map(lambda path: _reading(lambda: fs.cat_file(path), sleep), paths)
         return [_parse(content, f"{uri}/{addition_name(number)}") for number, content in enumerate(stored, 1)]
+
+
+def _reading(operation: Callable[[], T], sleep: Callable[[float], None]) -> T:
+    return try_often(operation, attempts=_READ_ATTEMPTS, is_final=is_final, sleep=sleep)
 
 
 def grown(planned: Manifest, additions: Sequence[Addition]) -> Manifest:

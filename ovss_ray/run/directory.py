@@ -17,16 +17,19 @@ from typing import Any, TypeVar
 
 from fsspec.asyn import sync
 
-from ovss_ray.errors import InputError, OvssError, RunFailedError
+from ovss_ray.errors import InputError, OvssError, RunFailedError, SettingError
 from ovss_ray.images.backoff import try_often
 from ovss_ray.images.drivers import open_bounded
 from ovss_ray.images.stores import (
+    FINAL_FAILURES,
     StorageOptions,
     StoreFailure,
     answered_status,
+    brief,
     explained,
     is_local,
     open_store,
+    protocol_of,
     store_failure,
 )
 from ovss_ray.labels.layout import SHARDS_FOLDER
@@ -162,6 +165,8 @@ class RunDirectory:
         Raises:
             InputError: the place cannot be written to.
         """
+        if protocol_of(self.uri) in ("http", "https"):
+            raise SettingError(f"{self.uri}: nothing can be written to a web server; use a disk or an object store")
         try:
             with explained(self.uri, "written"):
                 if self.is_local:
@@ -263,7 +268,7 @@ class RunDirectory:
                 return try_often(
                     operation,
                     attempts=attempts,
-                    is_final=lambda error: _is_refusal(error) or store_failure(error) == "credentials",
+                    is_final=_is_refusal,
                     sleep=self._sleep,
                     on_retry=lambda failure, error: self._warn("reading", name, failure, error),
                 )
@@ -309,7 +314,7 @@ def is_final(error: OSError) -> bool:
 def _is_refusal(error: Exception) -> bool:
     if isinstance(error, OSError) and is_final(error):
         return True
-    return answered_status(error) == 507 or store_failure(error) in ("not_found", "forbidden")  # 507: no space
+    return answered_status(error) == 507 or store_failure(error) in FINAL_FAILURES  # 507: no space
 
 
 def _what_to_do(error: Exception) -> str:
@@ -317,11 +322,13 @@ def _what_to_do(error: Exception) -> str:
         return _FINAL_ERRNOS[errno.ENOSPC]
     if isinstance(error, OSError) and error.errno in _FINAL_ERRNOS:
         return _FINAL_ERRNOS[error.errno]
-    if store_failure(error) == "forbidden":
-        return _FINAL_ERRNOS[errno.EACCES]
-    return "check that the folder or bucket exists"
+    advice = {
+        "forbidden": _FINAL_ERRNOS[errno.EACCES],
+        "credentials": "set credentials in the environment or in storage_options",
+        "rejected": "check the address and storage_options",
+    }
+    return advice.get(store_failure(error)) or "check that the folder or bucket exists"
 
 
 def _reason(error: Exception) -> str:
-    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return " ".join(text.split())
+    return brief(error)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ovss_ray.errors import RunMismatchError
+from ovss_ray.images.addresses import storable
 from ovss_ray.images.decoding import DECODING_VERSION
 from ovss_ray.images.listing import ImageRef, list_images
 from ovss_ray.images.reach import Reach
@@ -155,7 +156,7 @@ def absolute_places(spec: JobSpec) -> dict[str, Any]:
     """The fields of a job that name places, as they are stored: so that it can be continued from another folder."""
     updates: dict[str, Any] = {
         "input": _absolute(spec.input),
-        "run": local_path(spec.run) if is_local(spec.run) else spec.run.rstrip("/"),
+        "run": storable(local_path(spec.run)) if is_local(spec.run) else spec.run.rstrip("/"),
     }
     if spec.evaluate is not None:  # continued from another folder, it is to be found too
         places = {name: getattr(spec.evaluate, name) for name in ("root", "ground_truth")}
@@ -168,7 +169,7 @@ def _absolute(source: str) -> str:
     split = parse_split(source)
     if split is not None:
         return split.absolute().uri
-    return local_path(source) if is_local(source) else source
+    return storable(local_path(source)) if is_local(source) else source
 
 
 def with_dtype(resolved: ResolvedSpec, device: str) -> ResolvedSpec:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +50,18 @@ def test_each_image_is_read_as_the_list_that_names_it_is_trusted(
     retry_run(load_job(run))
     continue_run(load_job(run, {"allow_schemes": "s3,file"}))
     assert rows(run) == [("ok", None)] * 3
+
+
+def test_folders_whose_names_are_not_utf8(photos: Path, tmp_path: Path, make_spec: MakeSpec) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    folder = tmp_path / name
+    folder.mkdir()
+    shutil.copy(sorted(photos.rglob("*.jpg"))[0], folder / f"{name}.jpg")
+    spec = make_spec(input=str(folder), run=str(tmp_path / f"{name} run"))
+    assert run_job(spec).labelled == 1
+    assert run_job(spec).labelled == 1  # continued, and complete
+    (uri,) = open_run(tmp_path / f"{name} run").images(["uri"])["uri"].to_pylist()
+    assert uri == f"file://{tmp_path}/caf%E9/caf%E9.jpg"
 
 
 def test_a_list_that_may_name_nothing_starts_no_run(s3: str, photos: Path, make_spec: MakeSpec) -> None:
