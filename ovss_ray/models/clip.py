@@ -128,7 +128,9 @@ def _build(source: ClipSource, device: str = "cpu") -> Any:
         torch.manual_seed(source.seed or 0)
         try:
             return open_clip.create_model(source.architecture, pretrained=None, pretrained_hf=False, device=device)
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "pip install" not in str(error):
+                raise
             raise WeightsError(f"{source.architecture} needs a package that is not installed: {error}") from None
 
 

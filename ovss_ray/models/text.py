@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovss_ray.errors import SettingError
+from ovss_ray.errors import SettingError, WeightsError
 from ovss_ray.models.quiet import silenced
 from ovss_ray.models.sources import DEMO_ARCHITECTURE, register_demo
 from ovss_ray.vocabulary import Vocabulary
@@ -113,11 +113,24 @@ def _check_lengths(vocabulary: Vocabulary, tokenizer: Any, name: str) -> None:
 
 @cache
 def tokenizer_of(architecture: str) -> Any:
-    """The tokenizer that open_clip prescribes for an architecture."""
+    """The tokenizer that open_clip prescribes for an architecture.
+
+    Raises:
+        WeightsError: it is one of another library that is not installed, or cannot be downloaded.
+    """
     if architecture == DEMO_ARCHITECTURE:
         register_demo()
-    with silenced():
-        return open_clip.get_tokenizer(architecture)
+    try:
+        with silenced():
+            return open_clip.get_tokenizer(architecture)
+    except ImportError as error:
+        raise WeightsError(f"{architecture} needs a package that is not installed: {error}") from None
+    except OSError as error:  # the transformers library looks for its files on the hub
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(
+            f"the tokenizer of {architecture} is not on this machine and cannot be downloaded: {reason}; bring it into "
+            "the hub's cache (HF_HOME) where there is a network"
+        ) from None
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch import nn
 from ovss_ray.errors import SettingError, WeightsError
 from ovss_ray.models.clip import load_clip, resolve_device, resolve_dtype
 from ovss_ray.models.sources import resolve_weights
+from ovss_ray.models.text import check_query_lengths
+from ovss_ray.segmenters import load_segmenter
+from ovss_ray.vocabulary import load_vocabulary
 from tests import tiny_models
 from tests.weight_archives import save_archive
 
@@ -228,3 +232,11 @@ def test_devices_and_precisions() -> None:
 def test_the_precision_of_a_gpu_elsewhere_can_be_told_without_one() -> None:
     assert resolve_dtype("auto", "cuda") == torch.float16
     assert resolve_dtype("auto", "cpu") == torch.float32
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="the package is there")
+def test_a_model_that_needs_another_package_says_which() -> None:
+    with pytest.raises(WeightsError, match="^roberta-ViT-B-32 needs a package that is not installed: .*transformers"):
+        load_segmenter("maskclip", clip="roberta-ViT-B-32/random")
+    with pytest.raises(WeightsError, match="transformers"):
+        check_query_lengths(load_vocabulary("cat"), "roberta-ViT-B-32")
