@@ -171,6 +171,7 @@ def _lines(state: RunState) -> list[str]:
             f"{added['kind']:<7} {added['images']:,} images at {added['created_at']}, "
             f"{added['shards_done']:,} of {added['shards']:,} shards finished"
         )
+    lines += [f"Warning: {warning}" for warning in state.warnings]
     if state.crashed:
         lines.append(f"{state.crashed:,} images ended their worker and are set aside")
     lines += [f"  {line}" for line in failure_lines(state.failures or [], state.failure_kinds)]

@@ -45,6 +45,7 @@ class RunState:
         statuses: images by status; None where that would take reading every shard.
         failures, failure_kinds: the most frequent kinds of reasons, as in `RunSummary`; None likewise.
         continue_with: the command that goes on with the run.
+        warnings: why labels mean nothing, as the run said when it began.
     """
 
     run: str
@@ -69,6 +70,7 @@ class RunState:
     failures: list[dict[str, Any]] | None
     failure_kinds: int | None
     continue_with: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def failed(self) -> int | None:
@@ -122,6 +124,7 @@ def read_status(
             run=run,
             method=opened.job["method"],
             clip=opened.job["clip"],
+            warnings=opened.warnings,
             classes=opened.vocabulary.num_classes,
             images=manifest.images,
             images_done=sum(manifest.images_in(shard) for shard in done if manifest.first_id(shard) is not None),

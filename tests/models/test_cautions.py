@@ -35,6 +35,8 @@ def test_a_run_with_random_weights_says_so_from_beginning_to_end(photos: Path, t
     assert json.loads((tmp_path / "run" / "run.json").read_text())["warnings"] == [RANDOM]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"] == [RANDOM]
     assert ovss_ray.open_run(str(tmp_path / "run")).warnings == (RANDOM,)
+    command = [sys.executable, "-m", "ovss_ray", "status", str(tmp_path / "run")]
+    assert f"Warning: {RANDOM}\n" in subprocess.run(command, capture_output=True, text=True, timeout=240).stdout
 
 
 @pytest.mark.parametrize(
