@@ -23,7 +23,8 @@ Panels = Mapping[str, tuple[str, ...]]
 JOB_FLAGS: Panels = {
     "What to label with": ("protocol", "classes", "background", "templates"),
     "Method": ("method", "settings", "clip", "device", "dtype"),
-    "Images": ("extensions", "uri_column", "image_column", "keep_columns", "limit", "sample", "max_pixels"),
+    "Images": ("extensions", "uri_column", "image_column", "keep_columns", "limit", "sample", "max_pixels",
+               "max_bytes"),
     "Output": ("label_map", "confidence_map", "components", "shard_size"),
     "Engine": ("engine", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker", "batch_size",
                "fetch_concurrency", "fetch_attempts", "fetch_timeout_s", "prefetch_mib", "decode_threads",
@@ -33,7 +34,7 @@ JOB_FLAGS: Panels = {
 }  # fmt: skip
 """The fields of `JobSpec` as flags, by the panel of the help text that shows them."""
 
-LISTING = tuple(name for name in JOB_FLAGS["Images"] if name != "max_pixels")
+LISTING = tuple(name for name in JOB_FLAGS["Images"] if name not in ("max_pixels", "max_bytes"))
 """Those that say which images of an input are taken."""
 
 HOW: Panels = {
@@ -45,7 +46,7 @@ HOW: Panels = {
 _METAVARS = {
     "protocol": "NAME", "classes": "CLASSES", "background": "CLASS", "templates": "TEMPLATES",
     "method": "METHOD", "clip": "MODEL", "dtype": "TYPE", "extensions": "NAMES", "uri_column": "COLUMN",
-    "image_column": "COLUMN", "keep_columns": "COLUMNS", "ray_address": "ADDRESS",
+    "image_column": "COLUMN", "keep_columns": "COLUMNS", "max_bytes": "BYTES", "ray_address": "ADDRESS",
     "allow_schemes": "NAMES", "allow_hosts": "NAMES", "storage_options": "JSON",
 }  # fmt: skip
 """What the flags take that are text of some kind."""

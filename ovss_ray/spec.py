@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ovss_ray.errors import SettingError, explain_invalid, nearest
 from ovss_ray.images.addresses import storable
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
+from ovss_ray.images.limits import DEFAULT_MAX_BYTES, Limits
 from ovss_ray.images.listing import DEFAULT_EXTENSIONS
 from ovss_ray.images.reach import check_hosts, check_schemes
 from ovss_ray.images.splits import DEFAULT_SPLIT, BenchmarkSplit
@@ -174,6 +175,13 @@ class JobSpec(BaseModel):
         default=DEFAULT_MAX_PIXELS, ge=1, description="Images with more pixels than this become too_large rows."
     )
 
+    max_bytes: ByteSize = Field(
+        default=ByteSize(DEFAULT_MAX_BYTES),
+        ge=1,
+        description="Images of more bytes than this become too_large rows: a number, or 2GiB. Counted while they "
+        "arrive and after decompression, so that a stream without end takes no more.",
+    )
+
     label_map: Literal["png", "zstd"] = Field(
         default="png", description="Codec of the label maps: grey PNG (readable everywhere) or zstd (faster)."
     )
@@ -331,6 +339,11 @@ class JobSpec(BaseModel):
             return value
         cleaned = (str(name).strip().lower().lstrip(".") for name in names)
         return tuple(name for name in cleaned if name)
+
+    @property
+    def limits(self) -> Limits:
+        """How large an image may be."""
+        return Limits(self.max_pixels, int(self.max_bytes))
 
     @property
     def run_name(self) -> str:

@@ -137,7 +137,7 @@ def _identity(
         "extensions": spec.extensions,
         "uri_column": spec.uri_column,
         "image_column": spec.image_column,
-        "max_pixels": spec.max_pixels,
+        **spec.limits._asdict(),
         "sample": question.sample,
         "classes": json.loads(resolved.vocabulary.to_json()),
         "image_classes": how,

@@ -48,6 +48,7 @@ def load_batches(setting: Setting, rows: Sequence[ManifestRow]) -> Iterator[tupl
         attempts=spec.fetch_attempts,
         timeout_s=spec.fetch_timeout_s,
         connections=spec.fetch_concurrency,
+        max_bytes=spec.max_bytes,
     )
     pool = ContextThreadPool(spec.fetch_concurrency, thread_name_prefix="load")
     reach = reach_of(spec.input, spec.allow_schemes, spec.allow_hosts)

@@ -15,7 +15,7 @@ _FLAGS: Panels = {
     "What to label with": ("classes", "background", "templates"),
     "Models": ("clip", "device", "dtype"),
     "Weights": JOB_FLAGS["Weights"],
-    "Images": ("extensions", "uri_column", "image_column", "max_pixels"),
+    "Images": ("extensions", "uri_column", "image_column", "max_pixels", "max_bytes"),
     "Engine": ("engine", "ray_address", "batch_size", "fetch_concurrency", "fetch_attempts", "fetch_timeout_s",
                "prefetch_mib"),
     "Stores": JOB_FLAGS["Stores"],

@@ -69,7 +69,7 @@ def extend(
     _add_and_label(run, flags, add, nothing, plan_only, verbose, check=check)
 
 
-@with_flags({"Images": ("max_pixels",), **HOW}, defaults=False)
+@with_flags({"Images": ("max_pixels", "max_bytes"), **HOW}, defaults=False)
 def retry(
     run: RunPlace,
     flags: dict[str, Any],

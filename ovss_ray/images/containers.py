@@ -14,7 +14,7 @@ import fsspec
 
 from ovss_ray.errors import InputError
 from ovss_ray.images.explaining import listing, no_byte_ranges
-from ovss_ray.images.inventory import CurrentObjects, Inventory, open_inventory_file, parse_inventory
+from ovss_ray.images.inventory import CurrentObjects, Inventory, open_inventory_file, read_inventory
 from ovss_ray.images.kept_columns import check_columns, to_json
 from ovss_ray.images.list_files import find_columns, read_rows
 from ovss_ray.images.members import check_container, tar_uri
@@ -117,7 +117,7 @@ class ContainerReader:
             elif list_format(name) == ".parquet":
                 yield from self._parquet(fs, path, container)
             elif extension_of(name) == "json":
-                yield from self._inventory(parse_inventory(fs.cat_file(path), container.uri))
+                yield from self._inventory(read_inventory(fs, path, container.uri))
             else:
                 kind = list_format(name) or ".txt"
                 with open_text_table(fs, path, container.uri, kind=kind) as table:

@@ -18,6 +18,7 @@ from ovss_ray.errors import ImageError, SettingError
 from ovss_ray.images.backoff import try_often
 from ovss_ray.images.downloads import Wish, download, read_local, too_large
 from ovss_ray.images.drivers import call_within, open_bounded, wait_within
+from ovss_ray.images.limits import DEFAULT_MAX_BYTES
 from ovss_ray.images.list_files import resolver
 from ovss_ray.images.members import Member, split_member
 from ovss_ray.images.reach import USERS_WORD, Reach
@@ -39,9 +40,6 @@ from ovss_ray.images.versions import Version, changed, check_unchanged, version_
 from ovss_ray.images.window import Reply, RequestWindow
 
 T = TypeVar("T")
-
-DEFAULT_MAX_BYTES = 512 << 20
-"""Of one image as a file: five bytes for each pixel that is allowed by default, more than usual formats take."""
 
 RANGE_NOT_SATISFIABLE = 416
 _PARQUET = "the Parquet file"

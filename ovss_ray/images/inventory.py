@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 import fsspec
 
 from ovss_ray.errors import InputError
+from ovss_ray.images.stores import protocol_of
 from ovss_ray.images.tables import Row, Table, open_parquet, open_text_table
 
 
@@ -28,6 +29,22 @@ class Inventory:
     format: str
     columns: tuple[str, ...]
     files: tuple[str, ...]
+
+
+LARGEST_MANIFEST = 64 << 20
+"""Bytes of a manifest: of an inventory of a hundred billion objects it has about ten million."""
+
+
+def read_inventory(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Inventory:
+    """Read the manifest of an inventory from a store; raises as `parse_inventory`, for one that is too long too."""
+    streamed = {"block_size": 0} if protocol_of(source) in ("http", "https") else {}
+    pieces: list[bytes] = []
+    with fs.open(path, "rb", **streamed) as file:
+        while piece := file.read(1 << 20):
+            pieces.append(piece)
+            if sum(map(len, pieces)) > LARGEST_MANIFEST:
+                raise InputError(f"{source} has more than {LARGEST_MANIFEST} bytes and is no manifest of an inventory")
+    return parse_inventory(b"".join(pieces), source)
 
 
 def parse_inventory(data: bytes, source: str) -> Inventory:

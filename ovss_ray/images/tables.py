@@ -6,11 +6,10 @@ import csv
 import io
 import json
 import posixpath
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any, Protocol
 
 import fsspec
@@ -22,6 +21,12 @@ Row = tuple[Any, ...]
 
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _PARQUET_ROWS = 16_384
+LONGEST_LINE = 16 << 20
+"""Characters of one line of a list; compressed ones may hide a line without end."""
+
+LARGEST_COPY = 16 << 30
+"""Bytes of a Parquet file that a web server gives only whole, as a temporary file."""
+
 _ROWS_LOOKED_AT = 1000  # rows of JSON lines that tell which fields there are
 
 
@@ -73,8 +78,9 @@ def open_text_table(
     try:
         with (
             fs.open(path, "rb", compression="infer", **streamed) as file,
-            _text(_buffered(file), source) as lines,
+            _text(_buffered(file), source) as text,
         ):
+            lines = _lines(text, source)
             yield _Delimited(lines, ",", columns) if columns is not None else _TEXT_TABLES[kind](lines)
     except (csv.Error, EOFError) as error:
         raise InputError(f"{source} cannot be read as a list: {error}") from error
@@ -109,6 +115,18 @@ def _text(file: io.BufferedReader, source: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
+def _lines(text: io.TextIOBase, source: str) -> Iterator[str]:
+    for number in count(1):
+        line = text.readline(LONGEST_LINE)
+        if not line:
+            return
+        if len(line) == LONGEST_LINE:
+            raise InputError(
+                f"line {number} of {source} is longer than {LONGEST_LINE} characters; a list has one image a line"
+            )
+        yield line
+
+
 def _buffered(file: Any) -> io.BufferedReader:
     """The streams of some drivers lack what a text wrapper asks of a file; all of them can read."""
 
@@ -134,7 +152,12 @@ def _seekable(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Iterator
         return
     with tempfile.TemporaryFile() as copy:
         with fs.open(path, "rb", block_size=0) as file:
-            shutil.copyfileobj(file, copy)
+            while piece := file.read(1 << 20):
+                if copy.tell() + len(piece) > LARGEST_COPY:
+                    raise InputError(
+                        f"{source} has more than {LARGEST_COPY} bytes, and its server knows no byte ranges; download it"
+                    )
+                copy.write(piece)
         yield copy, False
 
 
@@ -150,7 +173,7 @@ def _knows_ranges(fs: fsspec.AbstractFileSystem, path: str) -> bool:
 class _PlainLines(_UntypedTable):
     columns = ("uri",)
 
-    def __init__(self, lines: io.TextIOBase) -> None:
+    def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
 
     def rows(self, names: Sequence[str]) -> Iterator[Row]:
@@ -161,7 +184,7 @@ class _PlainLines(_UntypedTable):
 
 
 class _Delimited(_UntypedTable):
-    def __init__(self, lines: io.TextIOBase, delimiter: str = ",", columns: Sequence[str] | None = None) -> None:
+    def __init__(self, lines: Iterator[str], delimiter: str = ",", columns: Sequence[str] | None = None) -> None:
         self._reader = csv.reader(lines, delimiter=delimiter)
         self.columns = next(self._reader, []) if columns is None else columns
 
@@ -172,19 +195,30 @@ class _Delimited(_UntypedTable):
                 yield tuple(row[position] if position < len(row) else None for position in positions)
 
 
-def _tab_separated(lines: io.TextIOBase) -> _Delimited:
+def _tab_separated(lines: Iterator[str]) -> _Delimited:
     return _Delimited(lines, "\t")
 
 
+def _counted(lines: Iterator[str], table: _JsonLines) -> Iterator[str]:
+    for line in lines:
+        table.characters += len(line)
+        yield line
+
+
 class _JsonLines(_UntypedTable):
-    def __init__(self, lines: io.TextIOBase) -> None:
-        objects = self._objects(lines)
-        first = list(islice(objects, _ROWS_LOOKED_AT))
+    def __init__(self, lines: Iterator[str]) -> None:
+        objects = self._objects(_counted(lines, self))
+        self.characters = 0
+        first: list[Mapping[str, Any]] = []
+        for row in islice(objects, _ROWS_LOOKED_AT):
+            first.append(row)
+            if self.characters > LONGEST_LINE:  # rows that long show in fewer which fields there are
+                break
         self.columns = list(dict.fromkeys(name for row in first for name in row))
         self._rows = chain(first, objects)
 
     @staticmethod
-    def _objects(lines: io.TextIOBase) -> Iterator[Mapping[str, Any]]:
+    def _objects(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

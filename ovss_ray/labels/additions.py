@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ovss_ray.errors import DamagedRunError, OvssError
 from ovss_ray.images.backoff import try_often
+from ovss_ray.images.limits import Limits
 from ovss_ray.images.stores import explained, is_final
 from ovss_ray.labels.layout import ADDITIONS_FOLDER, FORMAT_VERSION, AdditionKind, Manifest, Part, addition_name
 
@@ -34,7 +35,7 @@ class Addition(BaseModel):
         images: number of images in the parts.
         digest: SHA-256 over the images, as that of the run's own manifest.
         parts: the files of the manifest, in the order of their shards.
-        max_pixels: the decoding limit that its images are labelled under; None is the run's own.
+        max_pixels, max_bytes: the limits that its images are labelled under; None is the run's own.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,6 +49,12 @@ class Addition(BaseModel):
     digest: str
     parts: tuple[Part, ...]
     max_pixels: int | None = None
+    max_bytes: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """How large its images may be."""
+        return Limits(self.max_pixels, self.max_bytes)
 
 
 def read_additions(
@@ -98,7 +105,7 @@ def parts_of(addition: Addition) -> list[Part]:
     """Its parts, with what its record says about all of them."""
     retry = addition.kind == "retry"
     source = None if retry else addition.settings.get("input")
-    return [Part(part.name, part.rows, retry, addition.max_pixels, source) for part in addition.parts]
+    return [Part(part.name, part.rows, retry, addition.limits, source) for part in addition.parts]
 
 
 def _parse(content: bytes, where: str) -> Addition:

@@ -21,6 +21,8 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
+from ovss_ray.images.limits import AS_THE_RUN, Limits
+
 FORMAT_VERSION = 1
 
 RUN_FILE = "run.json"
@@ -55,14 +57,14 @@ class Part:
         name: inside the run directory, such as "manifest/00000.parquet".
         rows: images listed in it.
         retry: its images are listed in an earlier part too, and are labelled once more.
-        max_pixels: the decoding limit of its images; None is that of the run.
+        limits: how large its images may be.
         source: the input that its images were listed from; None is that of the run.
     """
 
     name: str
     rows: int
     retry: bool = False
-    max_pixels: int | None = None
+    limits: Limits = AS_THE_RUN
     source: str | None = None
 
 
@@ -114,9 +116,9 @@ class Manifest:
         """The shards of a part."""
         return range(self._first_shards[part], self._first_shards[part + 1])
 
-    def shards_under(self, max_pixels: int | None) -> set[int]:
-        """The shards whose images are decoded under this limit; None is the run's own."""
-        parts = [self.shards_of(index) for index, part in enumerate(self.parts) if part.max_pixels == max_pixels]
+    def shards_under(self, limits: Limits) -> set[int]:
+        """The shards whose images are read under these limits."""
+        parts = [self.shards_of(index) for index, part in enumerate(self.parts) if part.limits == limits]
         return {shard for shards in parts for shard in shards}
 
     def first_id(self, shard: int) -> int | None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ovss_ray.errors import DamagedRunError, ImageError
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS, decode_image
 from ovss_ray.images.fetching import Fetcher
+from ovss_ray.images.limits import DEFAULT_MAX_BYTES, Limits
 from ovss_ray.images.listing import ImageRef
 from ovss_ray.images.splits import reach_of
 from ovss_ray.images.stores import StorageOptions, explained
@@ -50,9 +51,9 @@ class PixelReader:
         self._root = root
         self._uri = uri
         self._job = job
-        self._max_pixels: int = job.get("max_pixels", DEFAULT_MAX_PIXELS)
-        how = {"attempts": "fetch_attempts", "timeout_s": "fetch_timeout_s"}
-        self._fetcher = Fetcher(storage_options, **{name: job[field] for name, field in how.items() if field in job})
+        self._storage_options = storage_options
+        self._limits = Limits(job.get("max_pixels"), job.get("max_bytes"))
+        self._fetcher = lru_cache(self._open_fetcher)
         self._group = lru_cache(_GROUPS_KEPT)(self._read_group)
 
     def read(self, image_id: int, manifest: Manifest, shards: Iterable[int]) -> RgbImage:
@@ -74,12 +75,18 @@ class PixelReader:
         try:
             source = manifest.source_of(image_id) or self._job.get("input", "")
             reach = reach_of(source, self._job.get("allow_schemes"), self._job.get("allow_hosts"))
-            data = self._fetcher.fetch(
+            limits = part.limits.over(self._limits)
+            data = self._fetcher(limits.max_bytes).fetch(
                 ref.uri, ref.size_bytes, ref.offset, etag=ref.etag, header_bytes=ref.header_bytes, reach=reach
             )
-            return decode_image(data, max_pixels=part.max_pixels or self._max_pixels)
+            return decode_image(data, max_pixels=limits.max_pixels or DEFAULT_MAX_PIXELS)
         except ImageError as error:
             raise ImageError(error.status, f"{error.reason} (image {image_id}, {ref.uri})") from error
+
+    def _open_fetcher(self, max_bytes: int | None) -> Fetcher:
+        how = {"attempts": "fetch_attempts", "timeout_s": "fetch_timeout_s"}
+        given = {name: self._job[field] for name, field in how.items() if field in self._job}
+        return Fetcher(self._storage_options, **given, max_bytes=max_bytes or DEFAULT_MAX_BYTES)
 
     def _planned(self, image_id: int, manifest: Manifest, shards: Iterable[int]) -> tuple[ImageRef, Part]:
         for shard in shards:

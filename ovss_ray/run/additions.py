@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ovss_ray.errors import IMAGE_FAILURES, OvssError, RunFailedError, SettingError, nearest
 from ovss_ray.images.fetching import Fetcher
+from ovss_ray.images.limits import AS_THE_RUN, Limits
 from ovss_ray.images.listing import ImageRef
 from ovss_ray.images.reach import Reach
 from ovss_ray.images.references import Wanted
@@ -56,7 +57,7 @@ class StoredJob:
     Attributes:
         spec: the job of `run.json`, with the changes asked for.
         vocabulary: the classes of the run.
-        max_pixels: the run's own decoding limit; that of `spec` may be raised for a retry.
+        limits: how large images of the run may be; those of `spec` may be raised for a retry.
         manifest: the images, those of earlier additions included.
         additions: how many additions there are.
         directory: the run directory.
@@ -64,7 +65,7 @@ class StoredJob:
 
     spec: JobSpec
     vocabulary: Vocabulary
-    max_pixels: int
+    limits: Limits
     manifest: Manifest
     additions: int
     directory: RunDirectory
@@ -92,7 +93,7 @@ def load_job(
         note_file(stored.keys() - (changes or {}).keys())
         spec = JobSpec.build({**stored, **(changes or {})}, source="command line")
         directory = RunDirectory(run, storage_options)
-        return StoredJob(spec, opened.vocabulary, own.max_pixels, opened.manifest, len(opened.additions), directory)
+        return StoredJob(spec, opened.vocabulary, own.limits, opened.manifest, len(opened.additions), directory)
 
 
 def check_job(job: StoredJob) -> None:
@@ -104,7 +105,7 @@ def check_job(job: StoredJob) -> None:
     """
     record = job.directory.read_json(RUN_FILE)
     assert record is not None  # `load_job` has just read it
-    own = job.spec.model_copy(update={"max_pixels": job.max_pixels})
+    own = job.spec.model_copy(update=job.limits._asdict())
     take_over(resolve(own, job.vocabulary), record, [], run=job.directory.uri)
 
 
@@ -156,7 +157,7 @@ def retry_run(job: StoredJob, statuses: Sequence[str] | None = None) -> Addition
 
     They are planned again, see `look_up_again`: those that changed since are taken as they are now.
     The latest outcome of each image counts; images that an earlier retry lists and has not come to are left out. If
-    the job's `max_pixels` is larger than that of the run, it holds for these images only.
+    the job's `max_pixels` or `max_bytes` is larger than that of the run, it holds for these images only.
 
     Args:
         job: the run.
@@ -166,23 +167,24 @@ def retry_run(job: StoredJob, statuses: Sequence[str] | None = None) -> Addition
         What was added, or None if there is no such image.
 
     Raises:
-        SettingError: an unknown status, or a smaller `max_pixels` than the run's.
+        SettingError: an unknown status, or a smaller `max_pixels` or `max_bytes` than the run's.
         OvssError: no shard is written yet.
         RunFailedError: another addition was recorded meanwhile; nothing of this one is kept.
     """
     chosen = _check_statuses(IMAGE_FAILURES if statuses is None else statuses)
-    raised = None if job.spec.max_pixels == job.max_pixels else job.spec.max_pixels
-    if raised is not None and raised < job.max_pixels:
-        raise SettingError(
-            f"{setting_name('max_pixels')} = {raised} is less than the run's {job.max_pixels}: a retry can raise it; "
-            "leave it out"
-        )
+    asked = job.spec.limits
+    for name, own in job.limits._asdict().items():
+        value = getattr(asked, name)
+        if value < own:
+            raise SettingError(
+                f"{setting_name(name)} = {value} is less than the run's {own}: a retry can raise it; leave it out"
+            )
     failed = np.setdiff1d(_failed_images(job, chosen), _waiting_images(job), assume_unique=True)
     spec = job.spec
     fetcher = Fetcher(spec.storage_options, attempts=spec.fetch_attempts, timeout_s=spec.fetch_timeout_s)
     planned = stored_images(failed.tolist(), job.manifest, job.directory)
     images = look_up_again(planned, fetcher, _listings(job), _reaches(job))
-    return _append(job, "retry", images, {"statuses": list(chosen)}, max_pixels=raised)
+    return _append(job, "retry", images, {"statuses": list(chosen)}, asked.raised_over(job.limits))
 
 
 def continue_run(job: StoredJob, *, reporter: Reporter | None = None) -> RunSummary:
@@ -190,23 +192,23 @@ def continue_run(job: StoredJob, *, reporter: Reporter | None = None) -> RunSumm
     directory = job.directory
     spec = job.spec
     additions = read_additions(directory.fs, directory.root, directory.uri)
-    if not any(spec.max_pixels == addition.max_pixels for addition in additions):
-        spec = spec.model_copy(update={"max_pixels": job.max_pixels})  # no image was added under another
+    if not any(spec.limits.raised_over(job.limits) == addition.limits for addition in additions):
+        spec = spec.model_copy(update=job.limits._asdict())  # no image was added under others
     return run_job(spec, reporter=reporter or SilentReporter(), vocabulary=job.vocabulary)
 
 
 def finish_run(job: StoredJob, *, reporter: Reporter | None = None) -> RunSummary:
-    """Label every image of the run that is not labelled yet, each under its own decoding limit; see `run_job`."""
+    """Label every image of the run that is not labelled yet, each under its own limits; see `run_job`."""
     done = job.directory.done_shards()
     missing = [shard for shard in range(job.manifest.shards) if shard not in done]
-    limits = {job.manifest.parts[job.manifest.place_of(shard)[0]].max_pixels for shard in missing} or {None}
+    limits = {job.manifest.parts[job.manifest.place_of(shard)[0]].limits for shard in missing} or {AS_THE_RUN}
     summaries = [
         run_job(
-            job.spec.model_copy(update={"max_pixels": limit}),
+            job.spec.model_copy(update=limit._asdict()),
             reporter=reporter or SilentReporter(),
             vocabulary=job.vocabulary,
         )
-        for limit in sorted({job.max_pixels if limit is None else limit for limit in limits})
+        for limit in sorted({limit.over(job.limits) for limit in limits})
     ]
     return summaries[-1]
 
@@ -295,7 +297,7 @@ def _append(
     kind: AdditionKind,
     images: Iterable[tuple[int, ImageRef]],
     settings: dict[str, Any],
-    max_pixels: int | None = None,
+    limits: Limits = AS_THE_RUN,
 ) -> Addition | None:
     directory, number = job.directory, job.additions + 1
     directory.prepare()
@@ -322,7 +324,7 @@ def _append(
         images=sum(part.rows for part in parts),
         digest=digest,
         parts=tuple(parts),
-        max_pixels=max_pixels,
+        **limits._asdict(),
     )
     # From here on the parts stay whatever fails: the record may have been created even if the reply is lost.
     if not _record(addition, number, directory):

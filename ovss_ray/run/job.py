@@ -14,6 +14,7 @@ from typing import Any
 from ovss_ray.errors import RunMismatchError
 from ovss_ray.images.addresses import storable
 from ovss_ray.images.decoding import DECODING_VERSION
+from ovss_ray.images.limits import DEFAULT_MAX_BYTES, Limits
 from ovss_ray.images.listing import ImageRef, list_images
 from ovss_ray.images.reach import Reach
 from ovss_ray.images.splits import parse_split, reach_of
@@ -205,7 +206,7 @@ def identity(resolved: ResolvedSpec, manifest: Manifest) -> dict[str, Any]:
         "weights": resolved.weights_digest,
         "dtype": spec.dtype,
         "vocabulary": json.loads(resolved.vocabulary.to_json()),
-        "decoding": {"version": DECODING_VERSION, "max_pixels": spec.max_pixels},
+        "decoding": {"version": DECODING_VERSION, **spec.limits._asdict()},
         "label_map": spec.label_map,
         **{name: getattr(spec, name) for name in LATER_FIELDS},
         "package_version": __version__,
@@ -258,7 +259,7 @@ def take_over(
 ) -> tuple[ResolvedSpec, Manifest]:
     """Settle what the job leaves to `auto` as the run that is being continued has settled it.
 
-    `max_pixels` may be that of an addition: labels do not depend on it, only which images have some.
+    `max_pixels` and `max_bytes` may be those of an addition: labels do not depend on them, only which images have some.
 
     Raises:
         RunMismatchError: the job differs from the run in a field that changes labels; lists the differences.
@@ -273,8 +274,10 @@ def take_over(
     fields = identity(resolved, manifest)
     if spec.shard_size != "auto":
         fields["shard_size"] = spec.shard_size
-    if any(spec.max_pixels == addition.max_pixels for addition in additions):
-        fields["decoding"]["max_pixels"] = stored["decoding"]["max_pixels"]
+    own = _own_limits(record)
+    stored["decoding"] = {**stored["decoding"], **own._asdict()}
+    if any(spec.limits.raised_over(own) == addition.limits for addition in additions):
+        fields["decoding"] |= own._asdict()
     changes = differences(stored, fields)
     if changes:
         raise RunMismatchError(
@@ -286,13 +289,17 @@ def take_over(
 
 
 def settled_shards(manifest: Manifest, done: Set[int], job: JobSpec, record: Mapping[str, Any]) -> set[int]:
-    """The shards that are not this session's: those done, and those to be decoded under another `max_pixels`.
+    """The shards that are not this session's: those done, and those to be read under other limits.
 
     Shards that the manifest does not know are left out: of an addition recorded since it was read.
     """
-    own: int = record["identity"]["decoding"]["max_pixels"]
-    theirs = manifest.shards_under(None if job.max_pixels == own else job.max_pixels)
+    theirs = manifest.shards_under(job.limits.raised_over(_own_limits(record)))
     return {shard for shard in range(manifest.shards) if shard in done or shard not in theirs}
+
+
+def _own_limits(record: Mapping[str, Any]) -> Limits:
+    decoding = record["identity"]["decoding"]
+    return Limits(decoding["max_pixels"], decoding.get("max_bytes", DEFAULT_MAX_BYTES))
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

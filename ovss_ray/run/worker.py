@@ -100,6 +100,7 @@ class Worker:
             attempts=spec.fetch_attempts,
             timeout_s=spec.fetch_timeout_s,
             connections=spec.fetch_concurrency,
+            max_bytes=spec.max_bytes,
             on_retry=self._count_retry,
         )
         self._loader = ImageLoader(

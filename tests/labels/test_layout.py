@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovss_ray.errors import OvssError
+from ovss_ray.images.limits import Limits
 from ovss_ray.labels.additions import Addition, grown, read_additions
 from ovss_ray.labels.layout import Manifest, Part, addition_name
 
-LATER_PARTS = st.builds(Part, st.just("p"), st.integers(1, 40), st.booleans(), st.sampled_from([None, 9]))
+LATER_PARTS = st.builds(
+    Part, st.just("p"), st.integers(1, 40), st.booleans(), st.sampled_from([Limits(), Limits(9), Limits(9, 5)])
+)
 PARTS = st.lists(LATER_PARTS, min_size=1, max_size=6).map(lambda parts: (Part("p", 7), *parts))
 
 
@@ -40,8 +43,8 @@ def test_shards_images_and_parts_agree_with_counting_them_one_by_one(parts: tupl
     ids = [image_id for shard in shards for _, image_id in shard if image_id is not None]
     assert ids == list(range(manifest.images))
     retries = {shard for shards_of in manifest.retry_shards for shard in shards_of}
-    capped = manifest.shards_under(9)
-    assert capped | manifest.shards_under(None) == set(range(manifest.shards))
+    capped = manifest.shards_under(Limits(9)) | manifest.shards_under(Limits(9, 5))
+    assert capped | manifest.shards_under(Limits()) == set(range(manifest.shards))
     for number, rows in enumerate(shards):
         part, group = manifest.place_of(number)
         assert {row[0] for row in rows} == {part}
@@ -49,7 +52,7 @@ def test_shards_images_and_parts_agree_with_counting_them_one_by_one(parts: tupl
         assert manifest.images_in(number) == len(rows)
         assert manifest.first_id(number) == rows[0][1]
         assert (number in retries) == parts[part].retry
-        assert (number in capped) == (parts[part].max_pixels == 9)
+        assert (number in capped) == (parts[part].limits.max_pixels == 9)
         for position, (_, image_id) in enumerate(rows):
             if image_id is not None:
                 assert manifest.home_of(image_id) == (number, position)
@@ -81,7 +84,7 @@ def test_additions_come_in_their_order(tmp_path: Path) -> None:
     manifest = grown(Manifest(4, "d", (Part("manifest/00000.parquet", 9),)), additions)
     assert manifest.images == 9 + sum(range(2, 12, 2))
     assert [part.retry for part in manifest.parts] == [False, *(number % 2 == 1 for number in range(1, 12))]
-    assert manifest.parts[3].max_pixels == 300
+    assert manifest.parts[3].limits == Limits(300)
 
 
 @pytest.mark.parametrize(

@@ -325,6 +325,22 @@ class TestRetryOfImagesThatAreTooLarge:
         with open_run(capped.run) as run:
             assert run.label_map(2).shape == (100, 200)
 
+    def test_a_larger_limit_of_bytes_holds_for_them_alone(self, capped: JobSpec, make_spec: MakeSpec) -> None:
+        spec = make_spec(input=capped.input, run=f"{capped.run}-bytes", max_bytes="2000")
+        assert run_job(spec).statuses == {"ok": 2, "too_large": 1}
+        with pytest.raises(SettingError, match="max_bytes = 1024 is less than the run's 2000"):
+            retry_run(load_job(spec.run, {"max_bytes": "1KiB"}))
+        job = load_job(spec.run, {"max_bytes": "1MiB", "max_pixels": spec.max_pixels + 1})
+        addition = retry_run(job)
+        assert addition is not None
+        assert (addition.max_bytes, addition.max_pixels) == (1 << 20, spec.max_pixels + 1)
+        assert run_job(spec).labelled == 2
+        assert continue_run(job).statuses == {"ok": 3}
+        with open_run(spec.run) as run:
+            assert run.image(2).shape == (100, 200, 3)
+        with pytest.raises(RunMismatchError, match=r"decoding\.max_bytes: the run has 2000, asked for 3000"):
+            run_job(make_spec(input=capped.input, run=spec.run, max_bytes=3000))
+
     def test_other_shards_wait_for_their_own_limit(self, capped: JobSpec) -> None:
         job = load_job(capped.run, {"max_pixels": 20_000})
         retry_run(job)
