@@ -232,7 +232,7 @@ def test_the_command_says_the_same_as_text_and_as_json(photos: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ([], 2, "setting 'input' is missing"),
+        ([], 2, "INPUT is missing"),
         (["{folder}/list.txt"], 3, "none of the 1 images of the sample could be labelled (1 not_found"),
     ],
 )
