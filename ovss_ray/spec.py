@@ -221,7 +221,10 @@ class JobSpec(BaseModel):
     fetch_attempts: int = Field(default=5, ge=1, description="Tries per image before it becomes a fetch_failed row.")
     fetch_timeout_s: float = Field(default=60.0, gt=0, description="Seconds before one request counts as failed.")
     prefetch_mib: int = Field(
-        default=512, ge=1, description="MiB of decoded images held ahead of the segmenter, per shard."
+        default=1024,
+        ge=1,
+        description="MiB of images in all their forms (fetched, decoding, decoded, segmented) per worker; one image "
+        "may be over it: docs/memory.md.",
     )
     decode_threads: int | Auto = Field(default="auto", description="Decoding threads per actor; auto follows the CPUs.")
     max_shard_attempts: int = Field(

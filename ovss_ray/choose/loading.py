@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from ovss_ray.images.fetching import Fetcher
 from ovss_ray.images.splits import reach_of
+from ovss_ray.run.budget import MemoryBudget
 from ovss_ray.run.logs import ContextThreadPool
 from ovss_ray.run.manifest import ManifestRow
-from ovss_ray.run.prefetch import Image, ImageLoader, LoadedImage, Prefetcher, micro_batches
+from ovss_ray.run.prefetch import Image, ImageLoader, LoadedImage, Prefetcher, micro_batches, rare_shapes_bytes
 from ovss_ray.run.stats import WorkerStats
 from ovss_ray.spec import JobSpec
 from ovss_ray.vocabulary import Vocabulary
@@ -39,7 +40,8 @@ class Setting:
 def load_batches(setting: Setting, rows: Sequence[ManifestRow]) -> Iterator[tuple[Batch, list[LoadedImage]]]:
     """Micro-batches of images of one shape, each with the images that failed to load meanwhile; no image is lost.
 
-    The last micro-batch, and only that one, may be empty. Holds `prefetch_mib` of decoded images twice, and one image.
+    The last micro-batch, and only that one, may be empty. Images take `prefetch_mib` in all their forms, and one
+    more may be over that.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of images that are damaged but readable, once per tag
     spec = setting.spec
@@ -60,22 +62,28 @@ def load_batches(setting: Setting, rows: Sequence[ManifestRow]) -> Iterator[tupl
         stats=WorkerStats(),
         reach_of=lambda _: reach,
     )
-    budget = spec.prefetch_mib * 2**20
-    ahead = Prefetcher(list(rows), loader, max_in_flight=spec.fetch_concurrency, max_bytes=budget)
+    budget = MemoryBudget(spec.prefetch_mib * 2**20)
+    ahead = Prefetcher(rows, loader, budget, max_in_flight=spec.fetch_concurrency)
     failed: list[LoadedImage] = []
 
-    def readable() -> Iterator[LoadedImage]:
+    def readable() -> Iterator[LoadedImage | None]:
         for image in ahead:
-            if image.pixels is None:
+            if image is not None and image.pixels is None:
                 failed.append(image)
             else:
                 yield image
 
     try:
-        for batch in micro_batches(readable(), limit=lambda _: spec.batch_size, max_bytes=budget):
-            yield [(image, image.pixels) for image in batch if image.pixels is not None], failed
-            failed.clear()
+        for batch in micro_batches(readable(), limit=lambda _: spec.batch_size, max_bytes=rare_shapes_bytes(budget)):
+            while batch:
+                count = ahead.admit(batch)
+                yield [(image, image.pixels) for image in batch[:count] if image.pixels is not None], failed
+                failed.clear()
+                for image in batch[:count]:
+                    ahead.segmented(image)
+                    ahead.encoded(image.result_bytes)
+                del batch[:count]
         yield [], failed
     finally:
         ahead.stop()
-        pool.shutdown(wait=False, cancel_futures=True)
+        loader.close()

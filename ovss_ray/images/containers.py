@@ -57,8 +57,7 @@ class OtherFiles:
         """Count a file."""
         kind = f".{extension}" if (extension := extension_of(name)) else "without extension"
         with self._lock:
-            if kind in self._counts or len(self._counts) < 1000:
-                self._counts[kind] += 1
+            self._counts[kind if kind in self._counts or len(self._counts) < 1000 else "of other kinds"] += 1
 
     @property
     def lists(self) -> bool:
@@ -68,6 +67,14 @@ class OtherFiles:
     def __bool__(self) -> bool:
         """Whether there were any."""
         return bool(self._counts)
+
+    def by_kind(self) -> str:
+        """How many there were of each extension, the most frequent ten by name: "3 files (2 .mov, 1 .txt)"."""
+        with self._lock:
+            total, kinds = self._counts.total(), self._counts.most_common(10)
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        rest = total - sum(count for _, count in kinds)
+        return f"{total} file{'s' if total != 1 else ''} ({listed}{f', {rest} of other kinds' if rest else ''})"
 
     def __str__(self) -> str:
         """How many there were, and what there was most of."""

@@ -48,12 +48,14 @@ class EncodedImage:
         kind: its format, as `sniff_format` names it.
         width: in pixels, as stored.
         height: in pixels, as stored.
+        file_bytes: size of the file.
         decode_bytes: memory that `decode` takes at most, its result of 3 bytes a pixel included, the file itself not.
     """
 
     kind: str
     width: int
     height: int
+    file_bytes: int
     decode_bytes: int
     _open: Callable[[], ImageFile.ImageFile]
 
@@ -83,10 +85,12 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Encoded
         size = canvas_size(kind, data)
         if size is not None:
             _check_size(*size, max_pixels)
-            return EncodedImage(kind, *size, decoding_bytes(kind, data, *size), partial(plugin, io.BytesIO(data)))
+            needed = decoding_bytes(kind, data, *size)
+            return EncodedImage(kind, *size, len(data), needed, partial(plugin, io.BytesIO(data)))
         image = plugin(io.BytesIO(data))
         _check_size(*image.size, max_pixels)
-        return EncodedImage(kind, *image.size, decoding_bytes(kind, data, *image.size, image), lambda: image)
+        needed = decoding_bytes(kind, data, *image.size, image)
+        return EncodedImage(kind, *image.size, len(data), needed, lambda: image)
 
 
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:

@@ -97,7 +97,7 @@ def list_images(
     first = next(refs, None)
     if first is None:
         raise InputError(listing.why_empty(sample))
-    return islice(chain([first], refs), limit)
+    return listing.told(islice(chain([first], refs), limit))
 
 
 class _Listing:
@@ -129,10 +129,21 @@ class _Listing:
                     ref = replace(ref, uri=uri)
                 if sample is None or _uniform(uri) < sample:
                     yield ref
+
+    def told(self, refs: Iterator[ImageRef]) -> Iterator[ImageRef]:
+        """The same images; after the last one, what was left out on the way."""
+        yield from refs
         if self._other_files.hidden:
             _LOG.warning(
                 "%d members of tars are left out: they, or a folder in their name, begin with a dot",
                 self._other_files.hidden,
+            )
+        if self._other_files:
+            _LOG.warning(
+                "%s: left out %s; images are told by their extension: %s (--extensions)",
+                self._source,
+                self._other_files.by_kind(),
+                ", ".join(sorted(self._wanted.extensions)),
             )
 
     def _allowed(self, refs: Iterator[ImageRef]) -> Iterator[ImageRef]:

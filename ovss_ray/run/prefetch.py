@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ovss_ray.errors import ImageError
-from ovss_ray.images.decoding import decode_image
+from ovss_ray.images.decoding import EncodedImage, read_header
 from ovss_ray.images.fetching import Fetcher
 from ovss_ray.images.reach import USERS_WORD, Reach
-from ovss_ray.run.logs import log_context
+from ovss_ray.images.stores import is_local
+from ovss_ray.run.budget import SHARE_OF_OTHERS, MemoryBudget
+from ovss_ray.run.logs import ContextThreadPool, log_context
 from ovss_ray.run.manifest import ManifestRow
 from ovss_ray.run.stats import WorkerStats
 
 log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
+
+_T = TypeVar("_T")
+
+# Bytes a pixel of what a segmenter gives: labels in 32 bits while they are made, confidence and margin in 32 bits each;
+# afterwards labels in 8 or 16 bits, and what statistics and codecs hold beside them.
+RESULT_BYTES = 13
+
+_UNKNOWN_SIZE = 1 << 20  # taken for a file whose size nothing tells, until one was read
 
 
 @dataclass(frozen=True)
@@ -39,14 +50,24 @@ class LoadedImage:
         """(height, width); empty for an image without pixels."""
         return () if self.pixels is None else self.pixels.shape[:2]
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of its pixels."""
+        return 0 if self.pixels is None else self.pixels.nbytes
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes that its segmentation takes."""
+        return RESULT_BYTES * self.pixel_bytes // 3
+
 
 class ImageLoader:
     """Turns manifest rows into pixels; shared by all shards of a worker, and by their threads.
 
     Args:
         fetcher: reads the bytes.
-        executor: runs one fetch and decode per thread; with a `ContextThreadPool` its log lines say of which shard.
-        decode_threads: how many of those threads may decode at the same time.
+        executor: runs one fetch per thread; with a `ContextThreadPool` its log lines say of which shard.
+        decode_threads: how many images are decoded at the same time, in threads of their own.
         max_pixels: larger images fail with `too_large`.
         stats: where the time goes (`fetch`, `decode`).
         reach_of: what the address of an image, by its id, may lead to.
@@ -64,40 +85,55 @@ class ImageLoader:
     ) -> None:
         self._fetcher = fetcher
         self._executor = executor
-        self._decode_slots = threading.BoundedSemaphore(decode_threads)
+        self._decoders = ContextThreadPool(decode_threads, thread_name_prefix="decode")
         self._max_pixels = max_pixels
         self._stats = stats
         self._reach_of = reach_of
+        self._largest_unknown = _UNKNOWN_SIZE
 
-    def submit(self, row: ManifestRow) -> Future[LoadedImage]:
-        """Begin to load one image."""
-        return self._executor.submit(self._load, row)
+    def expected_bytes(self, row: ManifestRow) -> int:
+        """Memory that fetching a file takes: its size, twice where it comes in pieces over a network."""
+        size = self._largest_unknown if row.size_bytes is None else row.size_bytes
+        return size if is_local(row.uri) else 2 * size
 
-    def _load(self, row: ManifestRow) -> LoadedImage:
+    def fetch(self, row: ManifestRow, then: Callable[[EncodedImage | ImageError], None]) -> None:
+        """Read a file and its header in a thread, and pass on what came of it."""
+        self._executor.submit(lambda: then(self._outcome(row, self._read)))
+
+    def decode(self, row: ManifestRow, image: EncodedImage, then: Callable[[Image | ImageError], None]) -> None:
+        """Decode an image in a thread, and pass on what came of it."""
+        self._decoders.submit(lambda: then(self._outcome(row, lambda _: self._decoded(image))))
+
+    def close(self) -> None:
+        """Start nothing more; what is under way ends by itself."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, row: ManifestRow) -> EncodedImage:
+        with self._stats.stage("fetch"):
+            reach = self._reach_of(row.image_id)
+            data = self._fetcher.fetch(
+                row.uri, row.size_bytes, row.offset, etag=row.etag, header_bytes=row.header_bytes, reach=reach
+            )
+        if row.size_bytes is None:
+            self._largest_unknown = max(self._largest_unknown, len(data))
+        with self._stats.stage("decode", watched=True):
+            return read_header(data, max_pixels=self._max_pixels)
+
+    def _decoded(self, image: EncodedImage) -> Image:
+        with self._stats.stage("decode", watched=True):
+            return image.decode()
+
+    def _outcome(self, row: ManifestRow, work: Callable[[ManifestRow], _T]) -> _T | ImageError:
         with log_context(image_id=row.image_id, uri=row.uri):
-            return self._fetch_and_decode(row)
-
-    def _fetch_and_decode(self, row: ManifestRow) -> LoadedImage:
-        try:
-            with self._stats.stage("fetch"):
-                data = self._fetcher.fetch(
-                    row.uri,
-                    row.size_bytes,
-                    row.offset,
-                    etag=row.etag,
-                    header_bytes=row.header_bytes,
-                    reach=self._reach_of(row.image_id),
-                )
-            # A thread that waits here fetches nothing meanwhile: a slow decoder holds the fetching back.
-            with self._decode_slots, self._stats.stage("decode", watched=True):
-                pixels = decode_image(data, max_pixels=self._max_pixels)
-        except ImageError as failure:
-            return LoadedImage(row, None, failure)
-        except Exception as error:  # one image must not stop the others, whatever is wrong with it
-            log.exception("reading %s failed", row.uri)
-            status = "out_of_memory" if isinstance(error, MemoryError) else "crashed"
-            return LoadedImage(row, None, ImageError(status, f"{type(error).__name__}: {error}"))
-        return LoadedImage(row, pixels, None)
+            try:
+                return work(row)
+            except ImageError as failure:
+                return failure
+            except Exception as error:  # one image must not stop the others, whatever is wrong with it
+                log.exception("reading %s failed", row.uri)
+                status = "out_of_memory" if isinstance(error, MemoryError) else "crashed"
+                return ImageError(status, f"{type(error).__name__}: {error}")
 
 
 class Prefetcher:
@@ -106,77 +142,109 @@ class Prefetcher:
     Args:
         rows: the shard.
         loader: fetches and decodes.
+        budget: what all images of the worker may take, in all their forms.
         max_in_flight: images being loaded at the same time.
-        max_bytes: decoded bytes held ahead; one image is always allowed, however large.
     """
 
-    def __init__(self, rows: list[ManifestRow], loader: ImageLoader, *, max_in_flight: int, max_bytes: int) -> None:
+    def __init__(
+        self, rows: Sequence[ManifestRow], loader: ImageLoader, budget: MemoryBudget, *, max_in_flight: int
+    ) -> None:
         self._rows = rows
         self._loader = loader
+        self._budget = budget
+        self._account = budget.open()
         self._max_in_flight = max_in_flight
-        self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self._futures: list[Future[LoadedImage]] = []
+        self._ready: dict[int, LoadedImage] = {}
+        self._asked = 0
         self._in_flight = 0
-        self._held_bytes = 0
-        self._loaded_bytes = 0
-        self._loaded = 0
         self._stopped = False
         self._context = copy_context()  # images are also asked for by threads that have finished one
         self._fill()
 
-    def __iter__(self) -> Iterator[LoadedImage]:
+    def __iter__(self) -> Iterator[LoadedImage | None]:
+        """The images in their order; None where the next one cannot be loaded before those taken are given back.
+
+        Whoever takes an image gives it back by `admit`, `segmented` and `encoded`.
+        """
         for index in range(len(self._rows)):
-            self._fill(must_have=index)
-            loaded = self._futures[index].result()
-            self._futures[index] = Future()  # drop the reference to the pixels
-            with self._lock:
-                self._held_bytes -= _size(loaded)
-            self._fill()
-            yield loaded
+            while not self._account.need(index, partial(self._ready.__contains__, index)):
+                yield None
+            yield self._take(index)
+
+    def admit(self, batch: Sequence[LoadedImage]) -> int:
+        """How many of the first images of a micro-batch may be segmented together now, at least 1; may wait."""
+        return self._account.take_results([image.result_bytes for image in batch])
+
+    def segmented(self, image: LoadedImage) -> None:
+        """The pixels of an image are not needed any more, its results wait to be encoded."""
+        results = image.result_bytes
+        self._account.change(taken=-image.pixel_bytes - results, encoding=results)
+
+    def encoded(self, result_bytes: int) -> None:
+        """The results of an image are not needed any more."""
+        self._account.change(encoding=-result_bytes)
 
     def stop(self) -> None:
-        """Start nothing more."""
-        with self._lock:
+        """Start nothing more; images that were taken and not segmented are given back."""
+        with self._budget.changed:
             self._stopped = True
+            ready = sum(image.pixel_bytes for image in self._ready.values())
+            self._ready.clear()
+            self._account.close(ready)
 
-    def _fill(self, must_have: int = -1) -> None:
-        while True:
-            with self._lock:
-                index = len(self._futures)
-                if index == len(self._rows) or self._stopped or not (index <= must_have or self._has_room()):
-                    return
+    def _take(self, index: int) -> LoadedImage:
+        with self._budget.changed:
+            image = self._ready.pop(index)
+            self._account.change(ahead=-image.pixel_bytes, taken=image.pixel_bytes)
+            return image
+
+    def _fill(self) -> None:
+        with self._budget.changed:
+            while self._asked < len(self._rows) and self._in_flight < self._max_in_flight and not self._stopped:
+                index, size = self._asked, self._loader.expected_bytes(self._rows[self._asked])
+                self._asked += 1
                 self._in_flight += 1
-                future = self._context.run(self._loader.submit, self._rows[index])
-                self._futures.append(future)
-            future.add_done_callback(self._on_loaded)
+                self._account.ask(index, size, partial(self._start_fetch, index, size))
 
-    def _has_room(self) -> bool:
-        if self._in_flight >= self._max_in_flight:
-            return False
-        expected = self._loaded_bytes / self._loaded if self._loaded else 0
-        return self._held_bytes + (self._in_flight + 1) * expected <= self._max_bytes
+    def _start_fetch(self, index: int, size_bytes: int) -> None:
+        self._context.run(self._loader.fetch, self._rows[index], partial(self._on_fetched, index, size_bytes))
 
-    def _on_loaded(self, future: Future[LoadedImage]) -> None:
-        size = _size(future.result()) if not future.cancelled() and future.exception() is None else 0
-        with self._lock:
+    def _on_fetched(self, index: int, size_bytes: int, found: EncodedImage | ImageError) -> None:
+        with self._budget.changed:
+            if isinstance(found, ImageError) or self._stopped:
+                failure = found if isinstance(found, ImageError) else None
+                self._finish(index, size_bytes, LoadedImage(self._rows[index], None, failure))
+                return
+            self._account.change(ahead=found.file_bytes - size_bytes)
+            self._account.ask(index, found.decode_bytes, partial(self._start_decode, index, found))
+
+    def _start_decode(self, index: int, image: EncodedImage) -> None:
+        size = image.file_bytes + image.decode_bytes
+        self._context.run(self._loader.decode, self._rows[index], image, partial(self._on_decoded, index, size))
+
+    def _on_decoded(self, index: int, size_bytes: int, found: Image | ImageError) -> None:
+        row = self._rows[index]
+        loaded = LoadedImage(row, None, found) if isinstance(found, ImageError) else LoadedImage(row, found, None)
+        self._finish(index, size_bytes, loaded)
+
+    def _finish(self, index: int, size_bytes: int, loaded: LoadedImage) -> None:
+        with self._budget.changed:
             self._in_flight -= 1
-            self._held_bytes += size
-            self._loaded_bytes += size
-            self._loaded += 1
-        self._fill()
-
-
-def _size(loaded: LoadedImage) -> int:
-    return 0 if loaded.pixels is None else loaded.pixels.nbytes
+            if self._stopped:
+                self._account.change(ahead=-size_bytes)
+                return
+            self._ready[index] = loaded
+            self._account.change(ahead=loaded.pixel_bytes - size_bytes)
+            self._fill()
 
 
 def micro_batches(
-    images: Iterator[LoadedImage], *, limit: Callable[[Iterable[tuple[int, ...]]], int], max_bytes: int
+    images: Iterable[LoadedImage | None], *, limit: Callable[[Iterable[tuple[int, ...]]], int], max_bytes: float
 ) -> Iterator[list[LoadedImage]]:
     """Group decoded images of equal shape into micro-batches.
 
-    Images whose shape stays rare wait until the end, or until `max_bytes` are held; leftovers go out in mixed batches.
+    Images whose shape stays rare wait until the end, or until `max_bytes` are held, or until a None says that there is
+    no room for another image; leftovers go out in mixed batches. No image is held on to once its batch is out.
 
     Args:
         limit: how many images of these shapes may go together; asked anew for each micro-batch.
@@ -184,19 +252,26 @@ def micro_batches(
     buckets: dict[tuple[int, ...], list[LoadedImage]] = defaultdict(list)
     held = 0
     for image in images:
-        bucket = buckets[image.shape]
-        bucket.append(image)
-        held += _size(image)
-        full = len(bucket) >= limit([image.shape])
-        if not full and held <= max_bytes:
+        if image is not None:
+            buckets[image.shape].append(image)
+            held += image.pixel_bytes
+        if image is not None and len(buckets[image.shape]) >= limit([image.shape]):
+            shape = image.shape
+        elif buckets and (image is None or held > max_bytes):
+            shape = max(buckets, key=lambda shape: sum(other.pixel_bytes for other in buckets[shape]))
+        else:
             continue
-        if not full:
-            bucket = max(buckets.values(), key=lambda candidate: sum(map(_size, candidate)))
-        del buckets[bucket[0].shape]
-        held -= sum(map(_size, bucket))
-        yield bucket
+        image = None
+        held -= sum(other.pixel_bytes for other in buckets[shape])
+        yield buckets.pop(shape)
     rest = [image for bucket in buckets.values() for image in bucket]
+    buckets.clear()
     while rest:
         size = limit({image.shape for image in rest})
-        yield rest[:size]
-        rest = rest[size:]
+        batch, rest = rest[:size], rest[size:]
+        yield batch
+
+
+def rare_shapes_bytes(budget: MemoryBudget) -> float:
+    """How much of a budget images of rare shapes may take while they wait for others."""
+    return budget.limit_bytes * SHARE_OF_OTHERS

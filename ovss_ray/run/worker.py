@@ -13,8 +13,9 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ovss_ray.labels.layout import RUN_FILE, shard_name
 from ovss_ray.labels.shard import ImageRow, encode_shard, failed_row, read_shard_metadata, summarise
 from ovss_ray.models.sources import resolve_weights
 from ovss_ray.run.alone import find_stranger
+from ovss_ray.run.budget import MemoryBudget
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.events import ShardTask
 from ovss_ray.run.isolation import groups_of
@@ -32,7 +34,7 @@ from ovss_ray.run.job import LabellingJob
 from ovss_ray.run.logs import ContextThreadPool, LogSettings, configure_logging, log_context
 from ovss_ray.run.manifest import ManifestReader, ManifestRow
 from ovss_ray.run.memory import BatchLimits, Shape, is_device_lost, is_out_of_memory
-from ovss_ray.run.prefetch import Image, ImageLoader, LoadedImage, Prefetcher, micro_batches
+from ovss_ray.run.prefetch import Image, ImageLoader, LoadedImage, Prefetcher, micro_batches, rare_shapes_bytes
 from ovss_ray.run.reports import DeviceLostError, ShardReport
 from ovss_ray.run.stats import Failures, WorkerProgress, WorkerStats, count_failure
 from ovss_ray.segmenters import Segmentation, TextEmbeddings, get_method, load_segmenter
@@ -60,6 +62,7 @@ class Worker:
         self._cpus = max(cpus, 1)
         self._stats = WorkerStats()
         self._limits = BatchLimits(job.spec.batch_size)
+        self._budget = MemoryBudget(job.spec.prefetch_mib * 2**20)
         self._device_turn = threading.Lock()
         self._text: TextEmbeddings | None = None
         self._texts_before: int | None = None  # while the vocabulary is encoded
@@ -217,9 +220,7 @@ class Worker:
 
     def _crashed_rows(self, task: ShardTask, rows: list[ManifestRow]) -> list[ImageRow]:
         crashed = {image.image_id: ImageError(image.status, image.reason) for image in task.crashed}
-        return [
-            self._row(LoadedImage(row, None, None), crashed[row.image_id]) for row in rows if row.image_id in crashed
-        ]
+        return [self._row(row, crashed[row.image_id]) for row in rows if row.image_id in crashed]
 
     def _finish(self, task: ShardTask, started: float, rows: list[ImageRow]) -> ShardReport:
         statuses = Counter(row.status for row in rows)
@@ -246,38 +247,49 @@ class Worker:
     def _label(self, rows: list[ManifestRow]) -> list[ImageRow]:
         if self._text is None:
             raise RuntimeError("shards are labelled only after begin")
-        spec = self._job.spec
-        budget = spec.prefetch_mib * 2**20
-        images = Prefetcher(rows, self._loader, max_in_flight=spec.fetch_concurrency, max_bytes=budget)
+        images = Prefetcher(rows, self._loader, self._budget, max_in_flight=self._job.spec.fetch_concurrency)
         pending: list[Future[ImageRow]] = []
         try:
             with self._device_turn:
-                good = self._without_failures(iter(images), pending)
-                for batch in micro_batches(good, limit=self._limits.limit, max_bytes=budget):
-                    with self._stats.stage("segment", watched=True):
-                        outcomes = self._segment(batch, self._text)
-                    for image, outcome in zip(batch, outcomes, strict=True):
-                        pending.append(self._encoders.submit(self._row, image, outcome))
-                    # Label maps and scores are larger than the image: let the encoders keep up.
-                    with self._stats.stage("wait_for_encode"):
-                        if len(pending) > 4 * spec.batch_size:
-                            pending[-4 * spec.batch_size].result()
+                good = self._without_failures(images, pending)
+                held = rare_shapes_bytes(self._budget)
+                for batch in micro_batches(good, limit=self._limits.limit, max_bytes=held):
+                    while batch:
+                        count = images.admit(batch)
+                        self._label_batch(batch[:count], self._text, images, pending)
+                        del batch[:count]
         finally:
             images.stop()
         return [future.result() for future in pending]
 
-    def _without_failures(
-        self, images: Iterator[LoadedImage], pending: list[Future[ImageRow]]
-    ) -> Iterator[LoadedImage]:
+    def _without_failures(self, images: Prefetcher, pending: list[Future[ImageRow]]) -> Iterator[LoadedImage | None]:
+        loaded = enumerate(images)
         while True:
             with self._stats.stage("wait_for_images"):
-                image = next(images, None)
-            if image is None:
+                number, image = next(loaded, (-1, None))
+            if number < 0:
                 return
-            if image.failure is None:
+            if image is None or image.failure is None:
                 yield image
+                image = None  # not to be held while the next one is awaited
             else:
-                pending.append(self._encoders.submit(self._row, image, image.failure))
+                pending.append(self._encoders.submit(self._row, image.row, image.failure))
+
+    def _label_batch(
+        self, batch: list[LoadedImage], text: TextEmbeddings, images: Prefetcher, pending: list[Future[ImageRow]]
+    ) -> None:
+        with self._stats.stage("segment", watched=True):
+            outcomes = self._segment(batch, text)
+        for image, outcome in zip(batch, outcomes, strict=True):
+            images.segmented(image)
+            encoded = partial(images.encoded, image.result_bytes)
+            pending.append(self._encoders.submit(self._row, image.row, outcome, encoded))
+        del outcomes, outcome, batch
+        # The budget bounds what waits in bytes; this bounds how far results fall behind.
+        with self._stats.stage("wait_for_encode"):
+            most = 4 * self._job.spec.batch_size
+            if len(pending) > most:
+                pending[-most].result()
 
     def _segment(self, batch: list[LoadedImage], text: TextEmbeddings) -> list[Segmentation | ImageError]:
         """Segment a micro-batch; one that fails is halved until the failure is pinned to an image."""
@@ -326,11 +338,16 @@ class Worker:
             else outcome
         )
 
-    def _row(self, image: LoadedImage, outcome: Segmentation | ImageError) -> ImageRow:
-        with log_context(image_id=image.row.image_id, uri=image.row.uri), self._stats.stage("encode"):
-            row = self._encoded(image.row, outcome)
-            if row.error is not None:
-                log.debug("no labels for %s: %s, %s", row.uri, row.status, row.error)
+    def _row(
+        self, image: ManifestRow, outcome: Segmentation | ImageError, done: Callable[[], None] = lambda: None
+    ) -> ImageRow:
+        try:
+            with log_context(image_id=image.image_id, uri=image.uri), self._stats.stage("encode"):
+                row = self._encoded(image, outcome)
+                if row.error is not None:
+                    log.debug("no labels for %s: %s, %s", row.uri, row.status, row.error)
+        finally:
+            done()
         self._stats.count_image(row.status, row.error)
         return row
 

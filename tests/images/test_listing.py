@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -221,7 +222,7 @@ def test_a_misspelt_folder_in_a_bucket_suggests_the_right_one(s3: str) -> None:
 
 def test_a_folder_without_images_says_what_is_there(tmp_path: Path) -> None:
     plant(tmp_path, ("a.npy", "b.npy", "c.psd", "README"))
-    with pytest.raises(InputError, match=r"4 other files were seen \(2 \.npy, 1 .*\).*bmp, gif, jpeg"):
+    with pytest.raises(InputError, match=r"4 other files were seen \(2 \.npy, 1 .*\).*bmp, gif, heic, .*jpeg"):
         list_images(tmp_path)
 
 
@@ -270,3 +271,29 @@ def test_missing_credentials_are_explained(s3: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     with pytest.raises(InputError, match=r"no credentials for s3://.*AWS_PROFILE.*anon"):
         list_images(f"{s3}/photos", storage_options={"s3": ONE_TRY})
+
+
+def test_what_is_left_out_is_said_by_extension_though_there_are_images(
+    tmp_path: Path, s3: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plant(tmp_path, ("x.MOV", "y.mov", "z.psd", "README"))
+    with tarfile.open(tmp_path / "more.tar", "w") as tar:
+        for name in ("1.jpg", "1.json", "2.cr2"):
+            tar.addfile(tarfile.TarInfo(name))
+    list(list_images(tmp_path))
+    (said,) = (message for message in caplog.messages if "left out" in message)
+    assert "left out 6 files (2 .mov, 1 " in said
+    assert all(f"1 {kind}" in said for kind in (".psd", ".json", ".cr2", "without extension"))
+    assert "--extensions" in said
+
+    caplog.clear()
+    plant_bucket(s3)
+    store, path = open_store(s3)
+    store.pipe_file(f"{path}/a/film.mkv", b"x")
+    list(list_images(f"{s3}/a"))
+    assert any("1 .mkv" in message for message in caplog.messages)
+
+
+def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    list(list_images(plant(tmp_path, ("a.jpg", "b/c.PNG", ".hidden"))))
+    assert not caplog.messages

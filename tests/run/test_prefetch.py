@@ -1,4 +1,4 @@
-"""Loading ahead: order, bounds, failures and micro-batches."""
+"""Loading ahead: order, bounds, failures and micro-batches; shards that share one budget."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ovss_ray.images.decoding import read_header
 from ovss_ray.images.fetching import Fetcher
+from ovss_ray.run.budget import MemoryBudget
 from ovss_ray.run.manifest import ManifestRow
-from ovss_ray.run.prefetch import ImageLoader, LoadedImage, Prefetcher, WorkerStats, micro_batches
+from ovss_ray.run.prefetch import RESULT_BYTES, ImageLoader, LoadedImage, Prefetcher, WorkerStats, micro_batches
 
 
 @pytest.fixture
@@ -35,11 +37,23 @@ def loader(stats: WorkerStats) -> Iterator[ImageLoader]:
         yield ImageLoader(Fetcher(), pool, decode_threads=2, max_pixels=10**8, stats=stats)
 
 
+def all_of(images: Prefetcher) -> list[LoadedImage]:
+    """Every image, each given back before the next one is taken."""
+    found = []
+    for image in images:
+        assert image is not None  # nothing is held
+        images.admit([image])
+        images.segmented(image)
+        images.encoded(image.result_bytes)
+        found.append(image)
+    return found
+
+
 @pytest.mark.parametrize(("max_in_flight", "max_bytes"), [(1, 1), (8, 1), (8, 10**9), (3, 100_000)])
 def test_images_come_in_manifest_order_with_their_own_pixels(
     rows: list[ManifestRow], loader: ImageLoader, max_in_flight: int, max_bytes: int
 ) -> None:
-    loaded = list(Prefetcher(rows, loader, max_in_flight=max_in_flight, max_bytes=max_bytes))
+    loaded = all_of(Prefetcher(rows, loader, MemoryBudget(max_bytes), max_in_flight=max_in_flight))
     assert [image.row for image in loaded] == rows
     for image in loaded[::7]:
         assert image.pixels is not None
@@ -54,7 +68,7 @@ def test_failures_keep_their_place(rows: list[ManifestRow], loader: ImageLoader,
         rows[2],
         ManifestRow(3, str(tmp_path / "text.jpg"), 13),
     ]
-    loaded = list(Prefetcher(mixed, loader, max_in_flight=4, max_bytes=10**9))
+    loaded = all_of(Prefetcher(mixed, loader, MemoryBudget(10**9), max_in_flight=4))
     assert [image.failure.status if image.failure else "ok" for image in loaded] == [
         "ok",
         "not_found",
@@ -83,34 +97,116 @@ class Gauge(Fetcher):
                 self.now -= 1
 
 
-def test_memory_and_requests_are_bounded(rows: list[ManifestRow], stats: WorkerStats) -> None:
+def test_requests_are_bounded(rows: list[ManifestRow], stats: WorkerStats) -> None:
     gauge = Gauge()
     with ThreadPoolExecutor(8) as pool:
         loader = ImageLoader(gauge, pool, decode_threads=2, max_pixels=10**8, stats=stats)
-        largest = 200 * 150 * 3
-        images = iter(Prefetcher(rows, loader, max_in_flight=3, max_bytes=4 * largest))
-        for taken, _ in enumerate(images, 1):
-            # What was asked for and not yet taken is what is held or on its way.
-            assert gauge.asked - taken <= 4 * largest // (64 * 64 * 3) + 3
+        all_of(Prefetcher(rows, loader, MemoryBudget(10**9), max_in_flight=3))
     assert gauge.most <= 3
     assert gauge.asked == len(rows)
 
 
 def test_stopping_asks_for_nothing_more(rows: list[ManifestRow], stats: WorkerStats) -> None:
     gauge = Gauge()
+    budget = MemoryBudget(1)
     with ThreadPoolExecutor(8) as pool:
         loader = ImageLoader(gauge, pool, decode_threads=2, max_pixels=10**8, stats=stats)
-        prefetcher = Prefetcher(rows, loader, max_in_flight=2, max_bytes=1)
+        prefetcher = Prefetcher(rows, loader, budget, max_in_flight=2)
         next(iter(prefetcher))
         prefetcher.stop()
     assert gauge.asked < len(rows)
+    assert budget.used_bytes == 0
 
 
 def test_stages_are_timed(rows: list[ManifestRow], loader: ImageLoader, stats: WorkerStats) -> None:
-    list(Prefetcher(rows, loader, max_in_flight=4, max_bytes=10**9))
+    all_of(Prefetcher(rows, loader, MemoryBudget(10**9), max_in_flight=4))
     seconds = stats.snapshot().stage_seconds
     assert seconds["fetch"] > 0
     assert seconds["decode"] > 0
+
+
+@pytest.fixture(scope="module")
+def mixed_files(tmp_path_factory: pytest.TempPathFactory) -> list[ManifestRow]:
+    """Images of very different sizes, and what is none."""
+    folder = tmp_path_factory.mktemp("mixed")
+    sizes = [(8, 8), (64, 48), (64, 48), (300, 200), (900, 700)]
+    kinds = ["png", "jpg", "webp", "gif", "png"]
+    paths = [folder / f"{number}.{kind}" for number, kind in enumerate(kinds)]
+    for path, size in zip(paths, sizes, strict=True):
+        Image.new("RGB", size, (40, 90, 200)).save(path)
+    (folder / "text.jpg").write_text("not a picture")
+    paths += [folder / "text.jpg", folder / "missing.jpg"]
+    return [ManifestRow(number, str(path), None) for number, path in enumerate(paths)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shards=st.lists(st.lists(st.integers(0, 6), max_size=12), min_size=1, max_size=3),
+    limit_bytes=st.sampled_from([1, 100_000, 3_000_000, 40_000_000]),
+    threads=st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 2)),
+    batch_size=st.integers(1, 4),
+    sizes_known=st.booleans(),
+)
+def test_shards_that_share_a_budget_all_come_through_within_it(
+    mixed_files: list[ManifestRow],
+    shards: list[list[int]],
+    limit_bytes: int,
+    threads: tuple[int, int, int],
+    batch_size: int,
+    sizes_known: bool,
+) -> None:
+    fetching, decoding, encoding = threads
+    budget = MemoryBudget(limit_bytes)
+    device = threading.Lock()
+    found: dict[int, list[int]] = {}
+    files = [
+        ManifestRow(row.image_id, row.uri, Path(row.uri).stat().st_size if sizes_known and row.image_id < 6 else None)
+        for row in mixed_files
+    ]
+
+    with ThreadPoolExecutor(fetching) as pool, ThreadPoolExecutor(encoding) as encoders:
+        loader = ImageLoader(Fetcher(), pool, decode_threads=decoding, max_pixels=10**8, stats=WorkerStats())
+
+        def label(number: int) -> None:
+            images = Prefetcher([files[which] for which in shards[number]], loader, budget, max_in_flight=fetching)
+            done = []
+            with device:
+                for batch in micro_batches(iter(images), limit=lambda _: batch_size, max_bytes=limit_bytes / 4):
+                    while batch:
+                        count = images.admit(batch)
+                        for image in batch[:count]:
+                            done.append(image.row.image_id)
+                            images.segmented(image)
+                            encoders.submit(images.encoded, image.result_bytes)
+                        del batch[:count]
+            images.stop()
+            found[number] = done
+
+        workers = [threading.Thread(target=label, args=(number,), daemon=True) for number in range(len(shards))]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(30)
+            assert not worker.is_alive(), "the shards wait for each other"
+    assert {number: sorted(done) for number, done in found.items()} == dict(enumerate(map(sorted, shards)))
+    assert budget.used_bytes == 0
+    largest = 900 * 700 * (3 + RESULT_BYTES) + (1 << 20) * (1 + fetching)
+    assert budget.most_bytes <= limit_bytes + largest
+
+
+def test_the_size_of_an_image_counts_before_it_is_decoded(tmp_path: Path, stats: WorkerStats) -> None:
+    for number in range(12):
+        Image.new("RGB", (1000, 1000), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    rows = [
+        ManifestRow(number, str(tmp_path / f"{number}.png"), (tmp_path / f"{number}.png").stat().st_size)
+        for number in range(12)
+    ]
+    header = read_header((tmp_path / "0.png").read_bytes())
+    budget = MemoryBudget(2 * (header.file_bytes + header.decode_bytes) + 1000)
+    with ThreadPoolExecutor(8) as pool:
+        loader = ImageLoader(Fetcher(), pool, decode_threads=8, max_pixels=10**8, stats=stats)
+        all_of(Prefetcher(rows, loader, budget, max_in_flight=8))
+    assert budget.most_bytes <= budget.limit_bytes + 1_000_000 * RESULT_BYTES
 
 
 def image_of(number: int, shape: tuple[int, int]) -> LoadedImage:
