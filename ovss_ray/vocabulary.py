@@ -44,7 +44,8 @@ SHOWN_CLASSES = 8
 
 _COMBINED_SETS = {"maskclip_85": ("imagenet_80", "maskclip_5")}
 _TEXT_ENDINGS = (".txt", ".yaml", ".yml")
-_FILE_ENDINGS = (*_TEXT_ENDINGS, ".csv", ".tsv", ".json")
+_JSON_LINES = ("jsonl", "ndjson")
+_FILE_ENDINGS = (*_TEXT_ENDINGS, ".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,10 @@ def _read_file(path: str, variant: str | None) -> tuple[str, str, ClassList, boo
         listed = parse_value(parse_yaml(text, path), path, variant)
     elif ending == "json":
         listed = parse_value(load_json(text, path), path, variant)
+    elif ending in _JSON_LINES:
+        lines = enumerate(text.splitlines(), start=1)
+        items = [load_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+        listed = parse_value(items, path, variant)
     elif variant is not None:
         raise SettingError(f"{path} is a text file, which has no variants; leave out variant '{variant}'")
     elif ending in ("csv", "tsv"):

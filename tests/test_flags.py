@@ -56,6 +56,13 @@ LABEL = ("label", "photos", "run", "--classes", "a,b")
         ((*LABEL, "--set", "crop=["), "the value of --set crop cannot be read as YAML"),
         (("lable", "photos"), "no such command 'lable'; did you mean 'label'?"),
         (("label", "a.jpg", "b.jpg", "c\x1b[31m.jpg"), r"got unexpected extra argument(s) (c\x1b[31m.jpg)"),
+        (
+            ("label", "a.jpg", "b.jpg", "run", "--classes", "a,b"),
+            "put what holds blanks or wildcards in quotation marks",
+        ),
+        (("label", "photos", "run", "--classes", "cat,", "dog"), "argument(s) (dog); put what holds blanks"),
+        (("label", *(f"{index}.jpg" for index in range(99)), "run"), " 16.jpg 17. ...); put what holds blanks"),
+        (("status", "a", "b"), "got unexpected extra argument(s) (b) (ovss-ray status --help"),
         (("evaluate", "run", "--workers", "x"), "invalid value for '--workers': should be a valid integer"),
         (("choose", "photos", "--classes", "a,b"), "missing option '--methods'"),
         (("demo", "folder", "--engine", "spark"), "command line: --engine 'spark': should be 'ray' or 'local'"),

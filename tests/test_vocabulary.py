@@ -109,6 +109,7 @@ def test_a_text_file_saved_by_a_windows_editor(tmp_path: Path) -> None:
     [
         ("- cat\n- no\n- 7\n", ("cat", "no", "7"), ("cat", "no", "7")),
         ("cat: [kitten]\ndog:\nowl: wren\n", ("cat", "dog", "owl"), ("cat", "kitten", "dog", "owl", "wren")),
+        ("- cat: kitten\n- dog: [puppy]\n- owl\n", ("cat", "dog", "owl"), ("cat", "kitten", "dog", "puppy", "owl")),
         ("classes: [cat, dog]\nbackground: dog\ntemplates: single\n", ("cat", "dog"), ("cat", "dog")),
         ("classes:\n- {name: boat, synonyms: [ship]}\n- {name: cat}\n", ("boat", "cat"), ("ship", "cat")),
     ],
@@ -117,6 +118,36 @@ def test_yaml_files(tmp_path: Path, text: str, names: tuple[str, ...], queries: 
     vocabulary = load_vocabulary(write(tmp_path, "mine.yaml", text))
     assert vocabulary.names == names
     assert vocabulary.queries == queries
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"name": "cat", "synonyms": ["kitten"]}\n\n{"name": "dog"}\n'),
+        ("a.ndjson", '"cat: kitten"\r\n"dog"\r\n'),
+        ("a.csv", "sep=;\r\nname;synonyms\r\ncat;kitten\r\ndog;\r\n"),
+        ("a.csv", "sep=,\nname,synonyms\ncat,kitten\ndog,\n"),
+    ],
+)
+def test_files_that_other_programs_export(tmp_path: Path, name: str, text: str) -> None:
+    vocabulary = load_vocabulary(write(tmp_path, name, text))
+    assert [(item.name, item.queries) for item in vocabulary.classes] == [("cat", ("cat", "kitten")), ("dog", ("dog",))]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "0: cat\n1: dog\n"),
+        ("a.json", '{"0": "cat", "1": "dog"}'),
+        ("a.yaml", "1: cat\n2: dog\n"),
+        ("a.yaml", "- 0: cat\n- 1: dog\n"),
+    ],
+)
+def test_ids_are_not_taken_for_the_names_of_classes(tmp_path: Path, name: str, text: str) -> None:
+    path = write(tmp_path, name, text)
+    with pytest.raises(SettingError, match=r"cat' would be a class called '[01]'; give the names alone, in the order"):
+        load_vocabulary(path)
+    assert load_vocabulary([{"name": "0", "synonyms": "zero"}]).queries == ("0", "zero")
 
 
 def test_a_yaml_file_can_carry_its_own_rules(tmp_path: Path) -> None:
@@ -159,6 +190,10 @@ def test_a_copy_of_a_shipped_file_reads_the_same(tmp_path: Path) -> None:
         ("a.yaml", "classes:\n- {name: a, color: [1, 2, 256]}\n", "line 2: the color must be three numbers"),
         ("a.yaml", "classes: [a]\nbackground: b\n", "the background 'b' is neither a class of"),
         ("a.yaml", "classes: [a]\nbackground: 3\n", "nor an id from 0 to 0"),
+        ("a.yaml", "nc: 2\nnames: [cat, dog]\n", "a.yaml, line 2: 'names' would be a class; if classes stand under it"),
+        ("a.json", '{"categories": [{"id": 1, "name": "cat"}]}', "'categories' would be a class; if classes stand"),
+        ("a.json", '[{"class": "cat"}]', "a.json, class 1: there is no 'name' among its fields (class)"),
+        ("a.jsonl", '"cat"\n["dog"\n', "a.jsonl, line 2 cannot be read as JSON"),
         ("a.yaml", "cat: {a: b}\n", "the synonyms must be a list of strings, not"),
         ("a.yaml", "classes: [a]\ntemplates: [x]\n", "the template 'x' must hold '{}' exactly once"),
     ],

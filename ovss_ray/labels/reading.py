@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ovss_ray.errors import DamagedRunError, OvssError, SettingError, nearest
+from ovss_ray.errors import IMAGE_FAILURES, DamagedRunError, OvssError, SettingError, nearest
 from ovss_ray.images.stores import StorageOptions, explained, is_local, open_store
 from ovss_ray.labels.additions import grown, read_additions
 from ovss_ray.labels.codecs import LabelMap, decode_confidence_map, decode_label_map
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LOOKUP_COLUMNS = ["image_id", "uri", "status", "error", "height", "width", "label_map"]
+_STATUSES = ("ok", *IMAGE_FAILURES)
 
 
 def open_run(path: str | PathLike[str], storage_options: StorageOptions | None = None) -> Run:
@@ -172,7 +173,7 @@ class Run:
             status: only images with this status, or one of these.
 
         Raises:
-            SettingError: for an unknown column.
+            SettingError: for an unknown column or status.
             DamagedRunError: if a shard cannot be read.
             OvssError: if no shard is written yet.
         """
@@ -183,7 +184,11 @@ class Run:
                 hint = nearest(name, known) or f"; there are {', '.join(known)}"
                 raise SettingError(f"images have no column {name!r}{hint}")
         statuses = [status] if isinstance(status, str) else status
-        literals = ", ".join("'" + value.replace("'", "''") + "'" for value in statuses or ())
+        for value in statuses or ():
+            if value not in _STATUSES:
+                hint = nearest(str(value).lower(), _STATUSES) or f"; there are {', '.join(_STATUSES)}"
+                raise SettingError(f"images have no status {value!r}{hint}")
+        literals = ", ".join(f"'{value}'" for value in statuses or ())
         where = "" if statuses is None else f"WHERE status IN ({literals or 'NULL'})"
         table: pa.Table = self.sql(
             f"SELECT {', '.join(chosen)} FROM shard_rows {where} ORDER BY image_id"
@@ -388,8 +393,12 @@ class Run:
     def _threshold(self, min_confidence: float | None) -> float | None:
         if min_confidence is None:
             return None
-        if not 0 <= min_confidence <= 1:
-            raise SettingError(f"min_confidence is {min_confidence}; give a probability from 0 to 1")
+        try:
+            usable = 0 <= min_confidence <= 1
+        except TypeError:
+            usable = False
+        if not usable:
+            raise SettingError(f"min_confidence is {min_confidence!r}; give a probability from 0 to 1")
         self._require_confidence()
         return 255 * min_confidence
 

@@ -82,6 +82,9 @@ def configure_logging(settings: LogSettings) -> None:
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(PACKAGE).setLevel(settings.level)
     logging.captureWarnings(True)
+    if settings.level > logging.DEBUG:
+        # It logs a traceback for what it raises as well, and what it raises is explained in one line.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     if is_json:
         sys.excepthook = _log_uncaught
         pass_to_root("ray")

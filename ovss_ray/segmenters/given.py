@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ovss_ray.images.stores import StorageOptions
 
 Image = NDArray[np.uint8]
-OneImage = Image | PillowImage.Image | str | os.PathLike[str] | bytes
+OneImage = Image | PillowImage.Image | str | os.PathLike[str] | bytes | IO[bytes]
 
 TAKEN = "give paths, URIs, bytes of image files, Pillow images or uint8 arrays [H, W, 3]"
 
@@ -24,6 +24,8 @@ TAKEN = "give paths, URIs, bytes of image files, Pillow images or uint8 arrays [
 def as_list(images: object) -> tuple[bool, list[Any]]:
     """Whether it is a single image, and the images as a list; raises `SettingError` for what is neither."""
     if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | PillowImage.Image):
+        return True, [images]
+    if hasattr(images, "read"):  # a file, which is iterable as well: over its lines
         return True, [images]
     if isinstance(images, np.ndarray):
         return images.ndim != 4, [images] if images.ndim != 4 else [*images]
@@ -51,6 +53,8 @@ def _read(image: Any, name: str, storage_options: StorageOptions | None) -> Imag
         return upright_rgb(image)
     if isinstance(image, bytes | bytearray | memoryview):
         return _named(name, lambda: decode_image(bytes(image)))
+    if hasattr(image, "read"):
+        return _read_open_file(image, name)
     if isinstance(image, str | os.PathLike):
         return _read_file(os.fspath(image), name, storage_options)
     if not isinstance(image, np.ndarray):
@@ -76,6 +80,15 @@ def _read_file(place: Any, name: str, storage_options: StorageOptions | None) ->
             f"{name} is a folder, {place}; give the paths of its images, or label all of them by `ovss-ray label`"
         )
     return _named(place, lambda: decode_image(Fetcher(storage_options).fetch(uri)))
+
+
+def _read_open_file(file: Any, name: str) -> Image:
+    from ovss_ray.images.decoding import decode_image
+
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise SettingError(f"{name} is a file that is open as text; open it as bytes: open(path, 'rb')")
+    return _named(name, lambda: decode_image(data))
 
 
 def _named(name: str, read: Any) -> Image:

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
@@ -34,6 +34,12 @@ from ovss_ray.vocabularies.tables import read_rows
 
 PLACE = ""
 """The key under which a row of a table keeps its place; no column has this name."""
+
+_FIELDS = {"id", "name", "class", "class_name", "label", "category", "synonyms", "queries", "color"}
+"""Keys that tell a field of an object from a class that an object of one key names."""
+
+_OTHER_TOOLS = ("names", "class_names", "categories", "id2label")
+"""Keys under which other tools keep classes: lists of YOLO, COCO and the models of transformers."""
 
 MAX_NAME_LENGTH = 200
 """Characters of a class name or query; anything longer is a file of another kind, not a name."""
@@ -111,6 +117,7 @@ def parse_lines(text: str, origin: str) -> ClassList:
             raise SettingError(f"{place}: write 'name: synonym, synonym' or 'name, synonym, synonym', not both")
         listed = ":".join(behind) or ",".join(others)
         entries.append(_named_entry(place, unquote(head, place), parse_synonyms(listed, place)))
+    _refuse_ids(entries, origin)
     return ClassList(entries=tuple(entries))
 
 
@@ -149,16 +156,18 @@ def parse_value(value: Any, origin: str, variant: str | None = None) -> ClassLis
 def _classes(value: Any, origin: str, replaced: Mapping[int, tuple[str, ...]] | None) -> tuple[Entry, ...]:
     """`replaced` has the synonyms of a variant by class, in the form of the shipped lists; None is any other form."""
     if isinstance(value, Mapping):
-        return tuple(
-            _named_entry(_place(origin, key), str(key), _synonyms(item, _place(origin, key)))
-            for key, item in value.items()
-        )
+        mapped = tuple(_keyed_entry(key, item, _place(origin, key)) for key, item in value.items())
+        _refuse_ids(mapped, origin)
+        return mapped
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise SettingError(f"{origin}: the classes must be a list of names or a mapping name: synonyms")
     entries = []
     for index, item in enumerate(value):
         if isinstance(item, Mapping):
-            if replaced is None:
+            if replaced is None and len(item) == 1 and not _FIELDS.intersection(item):
+                [(key, synonyms)] = item.items()  # what YAML makes of `- cat: kitten`
+                entries.append(_keyed_entry(key, synonyms, _place(origin, key, index)))
+            elif replaced is None:
                 entries.append(_added_entry(item, index, origin))
             else:
                 entries.append(_described_entry(item, index, origin, replaced.get(index)))
@@ -167,7 +176,30 @@ def _classes(value: Any, origin: str, replaced: Mapping[int, tuple[str, ...]] | 
             entries.append(_named_entry(place, *parse_class(item, place)))
         else:
             raise SettingError(f"{origin}, class {index + 1}: {item!r} is not a name")
+    if not any(isinstance(item, Mapping) and len(item) > 1 for item in value):
+        _refuse_ids(entries, origin)
     return tuple(entries)
+
+
+def _keyed_entry(key: Any, value: Any, place: str) -> Entry:
+    """A class of a mapping from names to synonyms."""
+    if isinstance(value, Iterable) and key in _OTHER_TOOLS and not isinstance(value, str):
+        raise SettingError(f"{place}: '{key}' would be a class; if classes stand under it, call it 'classes'")
+    return _named_entry(place, str(key), _synonyms(value, place))
+
+
+def _refuse_ids(entries: Sequence[Entry], origin: str) -> None:
+    """`0: cat` is meant as an id and its name, and would be the class "0" with the synonym "cat"."""
+    names = [entry.name for entry in entries]
+    if (
+        names
+        and names in ([str(index + first) for index in range(len(names))] for first in (0, 1))
+        and all(len(entry.queries) == 2 for entry in entries)
+    ):
+        raise SettingError(
+            f"{origin}: '{names[0]}: {entries[0].queries[1]}' would be a class called '{names[0]}'; give the names "
+            'alone, in the order of their ids (or {"name": "0", "synonyms": ...} if classes are called by numbers)'
+        )
 
 
 def _described_entry(item: Mapping[str, Any], index: int, origin: str, replacement: tuple[str, ...] | None) -> Entry:
@@ -187,6 +219,8 @@ def _added_entry(item: Mapping[str, Any], index: int, origin: str) -> Entry:
 def _checked_fields(item: Mapping[str, Any], index: int, origin: str, *, strict: bool) -> tuple[str, str]:
     """The name and the place of a class, of whose fields `id` and the spelling of the others were checked."""
     name = item.get("name", "")
+    if "name" not in item and PLACE not in item:
+        raise SettingError(f"{_place(origin, None, index)}: there is no 'name' among its fields ({', '.join(item)})")
     place = item.get(PLACE) or _place(origin, name, index)
     _refuse_misspelt_keys(item, {"id", "name", "synonyms", "color", "source_id"}, place, strict)
     if item.get("id") not in (None, "") and str(item["id"]).strip() != str(index):

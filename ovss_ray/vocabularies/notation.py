@@ -80,7 +80,7 @@ def refuse_other_notations(text: str, path: str) -> None:
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     headings = {part.strip().strip("\"'").casefold() for part in re.split("[,;\t]", first)}
     if LOOKS_LIKE_JSON.match(text.lstrip()):
-        kind, ending = "JSON", ".json"
+        kind, ending = "JSON", ".json (.jsonl with one value a line)"
     elif first.startswith("- "):
         kind, ending = "YAML", ".yaml"
     elif len(headings) > 1 and headings & {"name", "class"} and headings <= _HEADINGS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 
@@ -18,6 +19,8 @@ _NAMES = {
 """The columns that are read, under the headings that they may have; others are left alone."""
 
 _DELIMITERS = ",;\t"
+_SEPARATOR_LINE = re.compile(r"\s*sep=[,;\t]?\s*", re.IGNORECASE)
+"""What Excel is told the delimiter by, before the headings."""
 
 
 def read_rows(text: str, origin: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -29,11 +32,12 @@ def read_rows(text: str, origin: str) -> Iterator[tuple[str, dict[str, str]]]:
         SettingError: there are no headings, or none of the names of classes; a row has more cells than headings.
     """
     lines = io.StringIO(text, newline="")
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in text.splitlines() if line.strip() and not _SEPARATOR_LINE.fullmatch(line)), "")
     delimiter = max(_DELIMITERS, key=first.count)
     rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
-        headings = [cell.strip().casefold() for cell in next((row for row in rows if any(row)), [])]
+        begun = (row for row in rows if any(row) and not _SEPARATOR_LINE.fullmatch(delimiter.join(row)))
+        headings = [cell.strip().casefold() for cell in next(begun, [])]
         columns = _columns(headings, first, origin)
         for row in rows:
             if not any(cell.strip() for cell in row):

@@ -153,7 +153,14 @@ def test_columns_and_statuses_can_be_chosen(tmp_path: Path, write: Write) -> Non
     failed = run.images(["status", "image_id"], status="corrupt")
     assert failed.to_pylist() == [{"status": "corrupt", "image_id": image_id} for image_id in (3, 10, 17)]
     assert run.images(status=["ok", "corrupt"]).num_rows == 21
-    assert run.images(status=[]).num_rows == run.images(status="o'k").num_rows == 0
+    assert run.images(status=[]).num_rows == 0
+    for wrong, hint in (
+        ("OK", "did you mean 'ok'"),
+        ("fetch_fialed", "did you mean 'fetch_failed'"),
+        ("o'", "there are ok, "),
+    ):
+        with pytest.raises(SettingError, match=f"images have no status .*{hint}"):
+            run.images(status=["ok", wrong])
     everything = run.images(schema.names)
     assert everything.column_names == schema.names
     flat = [name for name in schema.names if not pa.types.is_list(schema.field(name).type)]

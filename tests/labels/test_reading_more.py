@@ -52,6 +52,8 @@ def test_labels_can_be_thresholded_later(place: str, write: Write, codec: str) -
             run.confidence_map(3)
         with pytest.raises(SettingError, match="min_confidence is 60; give a probability from 0 to 1"):
             run.label_map(0, min_confidence=60)
+        with pytest.raises(SettingError, match=r"min_confidence is '0\.5'; give a probability from 0 to 1"):
+            run.label_map(0, min_confidence="0.5")  # type: ignore[arg-type]
 
 
 def test_runs_without_confidence_maps_say_how_to_get_them(tmp_path: Path, write: Write) -> None:

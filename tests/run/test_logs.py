@@ -230,6 +230,20 @@ def test_a_pool_carries_the_context_of_each_task(captured: io.StringIO) -> None:
     assert about == {**expected, "not carried": (None, None), "outside": (None, None)}
 
 
+@pytest.mark.parametrize(("level", "shown"), [("INFO", False), ("DEBUG", True)])
+def test_the_tracebacks_that_gcsfs_logs_for_what_it_raises_too_are_left_out(level: str, shown: bool) -> None:
+    code = f"""
+import logging
+from ovss_ray.run.logs import LogSettings, configure_logging
+configure_logging(LogSettings(logging.{level}))
+logging.getLogger("gcsfs").error("_request out of retries on exception", exc_info=ValueError("no host"))
+logging.getLogger("google.auth").warning("kept")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ("out of retries" in result.stderr) is shown
+    assert "kept" in result.stderr
+
+
 def test_warnings_exceptions_and_odd_names_are_lines_of_json() -> None:
     code = """
 import logging, warnings

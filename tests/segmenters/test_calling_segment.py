@@ -56,6 +56,21 @@ def test_arrays_and_pillow_images_may_be_mixed(segmenter, text, images) -> None:
     assert same(second, segmenter.segment(images[1], text))
 
 
+def test_open_files_are_read_and_not_taken_for_a_list_of_their_lines(segmenter, text, images, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(images[1]).save(path)
+    expected = segmenter.segment(images[1], text)
+    with path.open("rb") as file:
+        assert same(segmenter.segment(file, text), expected)
+    in_memory, second = segmenter.segment([io.BytesIO(path.read_bytes()), path], text)
+    assert same(in_memory, expected)
+    assert same(second, expected)
+    with pytest.raises(
+        SettingError, match=r"image 0 is a file that is open as text; open it as bytes: open\(path, 'rb'\)"
+    ):
+        segmenter.segment(io.StringIO("a.png"), text)
+
+
 def test_words_a_file_a_vocabulary_and_embeddings_are_the_same(segmenter, text, images, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat\ndog\ngrass\n")
     expected = segmenter.segment(images[1], text)
