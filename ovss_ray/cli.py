@@ -23,6 +23,7 @@ from ovss_ray.errors import OvssError
 from ovss_ray.flags import JOB_FLAGS, AsJson, RunPlace, StorageOptionsJson, Verbose, parse_storage_options, with_flags
 from ovss_ray.naming import Naming, use_naming
 from ovss_ray.redaction import hide_arguments, without_secrets
+from ovss_ray.run.interrupts import end_for_certain
 from ovss_ray.run.logs import LogSettings, configure_logging, logs_json
 from ovss_ray.spec import JobSpec
 from ovss_ray.terminal import complain, err, log_level, out, prepare_streams, reporter_for, say, say_json, watching
@@ -244,4 +245,6 @@ def main() -> None:
             log.error("%s", "\n".join([first, *rest]))
         else:
             complain(f"ovss-ray: {first}", *rest)
+        if error.exit_code in (130, 143):
+            end_for_certain(error.exit_code)
         sys.exit(error.exit_code)

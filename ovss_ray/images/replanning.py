@@ -14,6 +14,7 @@ from ovss_ray.images.fetching import Fetcher
 from ovss_ray.images.members import split_member
 from ovss_ray.images.reach import USERS_WORD, Reach
 from ovss_ray.images.references import ImageRef, Wanted
+from ovss_ray.images.versions import is_weak
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,10 +33,11 @@ def look_up_again(
     """The same images in the same order, each with the size, version and position that it has now.
 
     A file of its own is asked for those facts that were planned: one request, or nothing for a local file without any.
-    A tar or Parquet file that changed is listed again. Members of tars are found by their names (of several with one
-    name the last, which is what unpacking gives), images of Parquet files by their rows, as their addresses say; what
-    is kept with them comes along from there. An image that is no longer there loses its position and becomes a
-    `not_found` row when it is read; what cannot be looked up now is left to the reading, too.
+    A tar or Parquet file that changed, or of which no tag of a store vouches that it did not, is listed again. Members
+    of tars are found by their names (of several with one name the last, which is what unpacking gives, unless they are
+    where they were), images of Parquet files by their rows, as their addresses say; what is kept with them comes along
+    from there. An image that is no longer there loses its position and becomes a `not_found` row when it is read; what
+    cannot be looked up now is left to the reading, too.
 
     Args:
         images: ids and images, in the order of the files that hold them.
@@ -84,19 +86,24 @@ def _in_container(
     except ImageError as error:
         gone = error.status == "not_found"
         return [(image_id, replace(ref, etag=None)) for image_id, ref in group] if gone else group
-    if mark is not None and all(ref.etag == mark for _, ref in group):
+    # Size and time may be those of another file (`cp -p`, `touch -r`, tars that are built with fixed times).
+    if mark is not None and not is_weak(mark) and all(ref.etag == mark for _, ref in group):
         return group
     asked = {ref.uri for _, ref in group}
     found: dict[str, ImageRef] = {}
+    as_planned: set[ImageRef] = set()
     try:
         reader = ContainerReader(wanted, fetcher.storage_options, OtherFiles(), reach)
         for ref in reader.images(Container(file, chosen=False)):
             if isinstance(ref, ImageRef) and ref.uri in asked:
                 found[ref.uri] = ref
+                as_planned.add(ref)
     except InputError as error:
         _LOG.warning("%s", error)
         return [(image_id, found.get(ref.uri, ref)) for image_id, ref in group]
-    return [(image_id, found.get(ref.uri) or _without_place(ref)) for image_id, ref in group]
+    return [
+        (image_id, ref if ref in as_planned else found.get(ref.uri) or _without_place(ref)) for image_id, ref in group
+    ]
 
 
 def _without_place(ref: ImageRef) -> ImageRef:

@@ -38,6 +38,11 @@ class Version:
         return f"size={self.size_bytes}" + (f";modified={self.modified}" if self.modified else "")
 
 
+def is_weak(mark: str) -> bool:
+    """Whether a mark holds size and time alone, which two files can have in common."""
+    return mark.startswith("size=")
+
+
 def version_at(fs: fsspec.AbstractFileSystem, path: str) -> Version:
     """The version of a file that is there now: one stat, or one request.
 
@@ -88,7 +93,7 @@ def check_unchanged(mark: str | None, now: Version, what: str) -> None:
     """
     if mark is None:
         return
-    if mark.startswith("size="):
+    if is_weak(mark):
         size, _, modified = mark.removeprefix("size=").partition(";modified=")
         if now.size_bytes is not None and size.isdigit() and int(size) != now.size_bytes:
             raise changed_size(what, int(size), now.size_bytes)

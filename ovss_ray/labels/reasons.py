@@ -10,9 +10,9 @@ OTHER_REASONS = "other reasons"
 _LONGEST = 500
 _FILE_TYPES = "jpe?g|jfif|png|tiff?|webp|gif|bmp|hei[cf]|avif|jp2|tar|parquet|npy|json|txt|csv|pt|safetensors"
 _PARTS = [
-    (re.compile(r"\b[A-Za-z][\w+.-]*://[^\s<>'\"]+"), "<url>"),
+    (re.compile(r"\b[A-Za-z][\w+.-]*://(?![,;])[^\s<>'\"]+"), "<url>"),  # not s3:// alone: nothing differs there
     (re.compile(r"(?<!\w)'[^']*(?:'(?!\w)|$)|(?<!\w)\"[^\"]*(?:\"|$)|`[^`]*(?:`|$)"), "<name>"),
-    (re.compile(r"(?<![\w<./])(?:[A-Za-z]:|~|\.{1,2})?/[^\s:;,()<>]+"), "<path>"),
+    (re.compile(r"(?<![\w<./])(?!//(?:[\s,;]|$))(?:[A-Za-z]:|~|\.{1,2})?/[^\s:;,()<>]+"), "<path>"),
     (re.compile(rf"(?<![\w<./])[\w.%+-]+(?:/[\w.%+-]+)*\.(?:{_FILE_TYPES})\b", re.IGNORECASE), "<path>"),
     (re.compile(r"\b0[xX][0-9a-fA-F]+\b"), "<hex>"),
     (re.compile(r"(?<![\w-])(?=[a-f]*\d)[0-9a-f]{8,}(?![\w-])"), "<hex>"),

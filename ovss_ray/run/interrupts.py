@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_PATIENCE_S = 5.0  # for threads that finish what they read or write
+
+
+def end_for_certain(code: int) -> None:
+    """Let the process end with this code after some seconds, whatever its threads wait for.
+
+    Python waits for all of them, and one that reads from a disk that stopped answering never comes back.
+    """
+
+    def end() -> None:
+        time.sleep(_PATIENCE_S)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    threading.Thread(target=end, name="end", daemon=True).start()
 
 
 class HeldInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,23 @@ def test_a_tar_that_is_damaged_now_keeps_what_was_planned(tmp_path: Path) -> Non
     found = again(refs)
     assert [fetch(FETCHER, ref) for ref in found[:2]] == [content(0), content(1)]
     assert [status_of(ref) for ref in found[2:]] == ["fetch_failed"] * 2
+
+
+def test_a_file_of_the_same_size_and_time_may_hold_other_images(tmp_path: Path) -> None:
+    tar = tmp_path / "a.tar"
+    tar.write_bytes(tar_of([(f"{n}.jpg", content(n)) for n in range(3)]))
+    refs, then = list(list_images(tar)), tar.stat()
+    tar.write_bytes(tar_of([(f"{n}.jpg", content(10 + n)) for n in (2, 0, 1)]))
+    os.utime(tar, ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert [status_of(ref) for ref in refs] == ["fetch_failed"] * 3
+    assert [fetch(FETCHER, ref) for ref in again(refs)] == [content(10 + n) for n in range(3)]
+
+
+def test_members_with_one_name_stay_apart_in_a_tar_that_did_not_change(tmp_path: Path) -> None:
+    tar = tmp_path / "a.tar"
+    tar.write_bytes(tar_of([("a.jpg", content(1)), ("a.jpg", content(2))]))
+    refs = list(list_images(tar))
+    assert again(refs) == refs
 
 
 def test_of_members_with_one_name_the_last_is_taken(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from ovss_ray.run.stats import REASONS_KEPT, Failures, count_failure
         ("request 4442587FB7D0A2F9 was refused", "request <id> was refused"),
         (f"request {uuid.UUID(int=2**127 + 11)} failed", "request <id> failed"),
         ("RuntimeError: expected float16, not uint8", "RuntimeError: expected float16, not uint8"),
+        ("unknown ftp://; use file://, s3://, s3a://", "unknown ftp://; use file://, s3://, s3a://"),
         (None, "no reason given"),
     ],
 )  # fmt: skip

@@ -143,6 +143,7 @@ class Faulty(CLIPBase):
         if "exit" in faults:
             os._exit(1)
         if "hang" in faults:
+            self._note("hang")
             time.sleep(10_000)
         if "grow" in faults:
             if self.settings.cgroup:

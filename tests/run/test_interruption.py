@@ -21,6 +21,7 @@ from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.heartbeat import read_beats
 from ovss_ray.run.status import read_status
 from tests.run.conftest import CLIP, draw_photos
+from tests.run.faulty import draw_fault
 
 IMAGES = 240
 SHARD_SIZE = 4
@@ -185,3 +186,21 @@ def test_a_signal_stops_the_run_and_says_how_to_continue(
     assert (state.reason or "").startswith(f"stopped by {signum.name}; {found[1]} of {SHARDS} shards")
     assert messages.endswith(f"Continue with:\n  ovss-ray continue {tmp_path}/run\n")
     assert not (tmp_path / "run" / ".tmp").exists()
+
+
+def test_a_thread_that_waits_for_ever_does_not_keep_a_stopped_process(tmp_path: Path) -> None:
+    draw_fault(tmp_path / "photos.png", "hang")
+    journal = tmp_path / "journal"
+    faulty = ["--method", "tests.run.faulty:Faulty", "--set", f"journal={journal}"]
+    process = start([*command(str(tmp_path / "photos.png"), str(tmp_path / "run"), "local"), *faulty])
+    try:
+        while process.poll() is None and not journal.exists():
+            time.sleep(0.05)
+        for _ in range(2):  # the second one does not wait for shards in flight
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+        _, messages = process.communicate(timeout=60)
+    finally:
+        kill_tree(process.pid)
+    assert process.returncode == 143
+    assert messages.endswith(f"Continue with:\n  ovss-ray continue {tmp_path}/run\n")
