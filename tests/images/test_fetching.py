@@ -330,7 +330,7 @@ def test_passing_trouble_of_a_bucket_is_overcome_and_counted_by_kind(
 ) -> None:
     bucket.plan.add(fault, method="GET", path="*/7.jpg", first=2)
     retries: list[str] = []
-    fetcher = Fetcher(attempts=3, timeout_s=1 if fault is STALL else 5, sleep=waits.append, on_retry=retries.append)
+    fetcher = Fetcher(attempts=3, timeout_s=3 if fault is STALL else 20, sleep=waits.append, on_retry=retries.append)
     assert fetcher.fetch(f"{s3}/7.jpg", size_bytes=len(BODY)) == BODY
     assert retries == [kind, kind]
     assert len(waits) == 2
@@ -439,7 +439,7 @@ def test_other_stores_that_fail(fault: FileFault, said: str, asked: int, tmp_pat
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket" / "a.jpg").write_bytes(BODY)
     retries: list[str] = []
-    fetcher = Fetcher(attempts=3, timeout_s=0.2, sleep=_no_wait, on_retry=retries.append)
+    fetcher = Fetcher(attempts=3, timeout_s=1 if fault is HANGS else 20, sleep=_no_wait, on_retry=retries.append)
     with faulty_file_system(tmp_path) as plan:
         plan.add(fault, method="cat_file")
         with pytest.raises(ImageError) as caught:
