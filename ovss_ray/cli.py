@@ -99,12 +99,8 @@ def estimate(
     ] = "",
     sample_images: Annotated[int, typer.Option(min=1, help="Images to label.")] = 128,
     images: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of images, if known: only the head of the listing is read, or scaled up."),
+        int | None, typer.Option(min=1, help="Number of images, if known: only the head of the listing is read.")
     ] = None,
-    max_minutes: Annotated[
-        float, typer.Option(min=0, help="Label no more of the sample after so long; a part that has begun is finished.")
-    ] = 10,
     gpus: Annotated[float | None, typer.Option(help="GPUs, or CPU workers without any, to share the work.")] = None,
     gpu_price: Annotated[float | None, typer.Option(help="Price of one of them for an hour.")] = None,
     as_json: AsJson = False,
@@ -126,7 +122,7 @@ def estimate(
     else:
         spec = JobSpec.from_file(job, **given, **flags)
     found = estimate_job(spec, sample_images=sample_images, images=images, gpus=gpus, gpu_price=gpu_price,
-                         max_minutes=max_minutes, reporter=reporter_for(spec, verbose))  # fmt: skip
+                         reporter=reporter_for(spec, verbose))  # fmt: skip
     if as_json:
         say_json(estimate_record(found, spec))
     else:

@@ -36,9 +36,7 @@ class Estimate:
         images: number of them.
         images_listed: of which so many were listed; fewer if the number was given.
         input_bytes: size of all images; None if the listing does not give it.
-        listing_ended: whether these are all that the input has, even if `images` was given as more.
         sample_images: images that were labelled for the estimate, warm-up excluded.
-        sample_wanted: of so many that were chosen; more if the time was over before.
         sample_parts: parts that it was divided into; the intervals are from the spread between them.
         sample_seconds: that it took.
         failures: those that failed, as {status, error, images}, the most frequent reason first.
@@ -52,9 +50,7 @@ class Estimate:
     images: int
     images_listed: int
     input_bytes: int | None
-    listing_ended: bool
     sample_images: int
-    sample_wanted: int
     sample_parts: int
     sample_seconds: float
     failures: list[dict[str, str | int]]
@@ -72,7 +68,6 @@ def estimate_job(
     images: int | None = None,
     gpus: float | None = None,
     gpu_price: float | None = None,
-    max_minutes: float | None = None,
     reporter: Reporter | None = None,
 ) -> Estimate:
     """Label a sample with one worker of the job, and say what the whole job would take; the run is not touched.
@@ -83,12 +78,9 @@ def estimate_job(
     Args:
         spec: the job.
         sample_images: how many images to label.
-        images: how many images the job has, if that is known: only the head of the listing is then read. A listing that
-            is shorter, such as a few images of many that lie elsewhere, is scaled up.
+        images: how many images the job has, if that is known: only the head of the listing is then read.
         gpus: GPUs (without any: CPU workers) that would share the work; by default as many as the job would get now.
         gpu_price: of one of them for one hour, in any currency.
-        max_minutes: after so long no more of the sample is labelled; what has begun is finished, and two parts of the
-            sample are labelled whatever they take. Listing and loading are not counted.
         reporter: shows the progress; silent by default.
 
     Raises:
@@ -97,7 +89,7 @@ def estimate_job(
         RunFailedError: none of the sample could be segmented, or the worker failed.
         RunInterrupted: SIGINT or SIGTERM arrived.
     """
-    _check(sample_images=sample_images, images=images, gpus=gpus, gpu_price=gpu_price, max_minutes=max_minutes)
+    _check(sample_images=sample_images, images=images, gpus=gpus, gpu_price=gpu_price)
     reporter = reporter or SilentReporter()
     vocabulary = check_words(spec)
     check_writable(spec.run)
@@ -107,8 +99,7 @@ def estimate_job(
     try:
         found, total = _survey(resolved.spec, sample_images, images, reporter)
         chosen, size = divide(found.sample, sample_images, spec.batch_size)
-        longest_s = None if max_minutes is None else 60 * max_minutes
-        trial = run_trial(resolved, chosen, size, longest_s=longest_s, reporter=reporter)
+        trial = run_trial(resolved, chosen, size, reporter=reporter)
     except KeyboardInterrupt as stop:
         raise RunInterrupted(stop.args[0] if stop.args else signal.SIGINT, "nothing of an estimate is kept") from None
     _refuse_hopeless(trial)
@@ -118,9 +109,7 @@ def estimate_job(
         images=total,
         images_listed=found.images,
         input_bytes=None if found.size_bytes is None else round(found.size_bytes / found.images * total),
-        listing_ended=images is None or found.images < LISTED_PER_SAMPLE * sample_images,
         sample_images=labelled,
-        sample_wanted=len(chosen) - size,
         sample_parts=len(trial.parts),
         sample_seconds=sum(part.seconds for part in trial.parts),
         failures=[{"status": status, "error": reason, "images": count} for status, reason, count in _ranked(trial)],
@@ -177,15 +166,15 @@ def _survey(spec: JobSpec, sample_images: int, images: int | None, reporter: Rep
     head = None if images is None else LISTED_PER_SAMPLE * sample_images
     refs = itertools.islice(itertools.chain([first], listing), head)
     found = survey(reporter.counting(refs), wanted=sample_images + part, block=block)
-    if images is None:
+    if images is None or found.images < LISTED_PER_SAMPLE * sample_images:
         return found, found.images
-    return found, images if spec.limit is None else min(images, spec.limit)
+    return found, images
 
 
 def _check(**numbers: float | None) -> None:
     for name, number in numbers.items():
-        lowest = 0 if name in ("gpu_price", "max_minutes") else 1
-        if number is not None and not number >= lowest:
+        lowest = 0 if name == "gpu_price" else 1
+        if number is not None and number < lowest:
             raise SettingError(f"{name} is {number:g}; give a number of at least {lowest}")
 
 

@@ -105,24 +105,14 @@ def caveats(estimate: Estimate, spec: JobSpec) -> list[str]:
             f"{estimate.failed_fraction:.0%} of the sample failed: the run would stop at "
             f"{setting_name('max_failed_fraction')} = {spec.max_failed_fraction:g}"
         )
-    timed_out = estimate.sample_images < estimate.sample_wanted
-    if timed_out:
-        notes.append(
-            f"the time was over when {estimate.sample_images:,} of {estimate.sample_wanted:,} images of the sample "
-            "were labelled; a larger --max-minutes makes the estimate surer"
-        )
-    elif ahead.images_per_s.low is None:
+    if ahead.images_per_s.low is None:
         notes.append("the sample was too small for an interval; give a larger --sample-images")
     elif estimate.sample_seconds < SURE_AFTER_S:
         notes.append(
             f"the sample took {estimate.sample_seconds:.1f} s only, warm-up excluded; a larger --sample-images "
             "makes the estimate surer"
         )
-    if estimate.listing_ended and estimate.images_listed != estimate.images:
-        notes.append(
-            f"the input has {estimate.images_listed:,} images, and the estimate is for {estimate.images:,} like them"
-        )
-    elif estimate.images_listed < estimate.images:
+    if estimate.images_listed < estimate.images:
         notes.append(f"the sample is from the first {estimate.images_listed:,} images of the listing")
     if estimate.device == "cpu" and ahead.workers > 1:
         notes.append("one worker ran alone; several on one machine also share its memory bandwidth")
@@ -146,14 +136,12 @@ def size(size_bytes: float) -> str:
 
 def _images(estimate: Estimate) -> str:
     known = "" if estimate.input_bytes is None else f", {size(estimate.input_bytes)}"
-    if estimate.listing_ended and estimate.images_listed != estimate.images:
-        return f"{estimate.images:,}{known}, such as the {estimate.images_listed:,} in {estimate.input}"
     return f"{estimate.images:,}{known} in {estimate.input}"
 
 
 def _sample(estimate: Estimate) -> str:
     failed = f", {estimate.failed_fraction:.1%} failed" if estimate.failed_fraction else ", none failed"
-    listing = "whole listing" if estimate.listing_ended else "head of the listing"
+    listing = "whole listing" if estimate.images_listed == estimate.images else "head of the listing"
     return (
         f"{estimate.sample_images:,} images, spread over the {listing} by a hash, on {estimate.device} in "
         f"{estimate.dtype}{failed}; warm-up not counted"

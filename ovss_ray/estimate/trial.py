@@ -36,7 +36,6 @@ from ovss_ray.run.reports import ShardReport
 from ovss_ray.run.stats import Failures, WorkerProgress
 
 POLL_S = 0.5
-FEWEST_PARTS = 2  # that are labelled: one warms up
 SHORTEST_PART_S = 0.001  # the resolution of the times in the footers
 NAME = "worker"
 LABELLING = "labelled the sample"
@@ -103,14 +102,7 @@ class Trial:
     footer_bytes: int
 
 
-def run_trial(
-    resolved: ResolvedSpec,
-    images: Sequence[ImageRef],
-    part_size: int,
-    *,
-    longest_s: float | None = None,
-    reporter: Reporter,
-) -> Trial:
+def run_trial(resolved: ResolvedSpec, images: Sequence[ImageRef], part_size: int, *, reporter: Reporter) -> Trial:
     """Label images with one worker of the job, two parts at a time, as in a run; the run directory is not touched.
 
     Every part is a shard of a temporary run directory beside the job's, on the same disk or in the same bucket, which
@@ -120,7 +112,6 @@ def run_trial(
         resolved: the job.
         images: at least two parts.
         part_size: images per part; the last may be smaller.
-        longest_s: no part is begun later than so long after the first, but for the two that an estimate needs.
         reporter: shows the progress.
 
     Raises:
@@ -135,7 +126,7 @@ def run_trial(
             worker = _TimedWorker(engine, job, reporter)
             try:
                 start_up_s = worker.start()
-                reports = worker.label_all(longest_s)
+                reports = worker.label_all()
             finally:
                 worker.end()
             files = {report.shard: _read_file(directory, report) for report in reports}
@@ -198,19 +189,13 @@ class _TimedWorker:
         self._ask("begin", text, {}, while_it="labelled a made-up image")
         return time.monotonic() - self._launched
 
-    def label_all(self, longest_s: float | None = None) -> list[ShardReport]:
-        """Label all parts, as many at a time as in a run; those that the time is too short for are left out."""
-        began = time.monotonic()
+    def label_all(self) -> list[ShardReport]:
+        """Label all parts, as many at a time as in a run."""
         waiting = deque(range(self._job.manifest.shards))
         running: set[Future[Any]] = set()
         reports: list[ShardReport] = []
         with self._reporter.showing(self._progress):
             while waiting or running:
-                begun = len(reports) + len(running)
-                if longest_s is not None and begun >= FEWEST_PARTS and time.monotonic() - began >= longest_s:
-                    waiting.clear()
-                    if not running:
-                        break
                 while waiting and len(running) < SHARDS_PER_WORKER:
                     running.add(self._handle.call("label_shard", ShardTask(waiting.popleft(), attempt=1)))
                 done, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)

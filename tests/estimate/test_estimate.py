@@ -117,27 +117,6 @@ def test_a_known_number_of_images_spares_the_listing(make_spec: MakeSpec, photos
     assert (shorter.images, shorter.images_listed) == (30, 30)
 
 
-def test_a_few_images_are_scaled_up_to_the_number_that_is_given(make_spec: MakeSpec) -> None:
-    spec = make_spec(shard_size="auto")
-    estimate = estimate_job(spec, sample_images=12, images=10_000_000, gpus=1)
-    assert (estimate.images, estimate.images_listed, estimate.listing_ended) == (10_000_000, 40, True)
-    hours = 10_000_000 / estimate.forecast.images_per_s.value / 3600
-    assert estimate.forecast.hours_one_worker.value == pytest.approx(hours, rel=0.05)
-    assert "the input has 40 images, and the estimate is for 10,000,000 like them" in caveats(estimate, spec)
-    assert "10,000,000" in estimate_text(estimate, spec).split("\n")[0]
-
-
-def test_an_estimate_ends_when_its_time_is_over(make_spec: MakeSpec) -> None:
-    spec = make_spec(batch_size=1)
-    estimate = estimate_job(spec, sample_images=40, max_minutes=0)
-    assert 0 < estimate.sample_images < estimate.sample_wanted == 40
-    assert estimate.sample_parts >= 1
-    noted = f"the time was over when {estimate.sample_images} of 40 images of the sample were labelled"
-    assert any(note.startswith(noted) for note in caveats(estimate, spec))
-    unbounded = estimate_job(spec, sample_images=12, max_minutes=60)
-    assert unbounded.sample_images == unbounded.sample_wanted == 12
-
-
 def test_failures_are_counted_by_reason(make_spec: MakeSpec, tmp_path: Path) -> None:
     photos = draw_photos(tmp_path / "photos", 6)
     for number in range(3):
