@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from ovss_ray.commands.choose import choose
 from ovss_ray.commands.continuing import continue_, extend, retry
+from ovss_ray.commands.estimate import estimate
 from ovss_ray.commands.evaluate import evaluate, scoring
 from ovss_ray.commands.methods import methods
 from ovss_ray.commands.outcomes import print_summary
@@ -88,47 +88,7 @@ def _run(spec: JobSpec, verbose: int) -> None:
         print_summary(run_job(spec, reporter=reporter_for(spec, verbose)))
 
 
-@app.command(epilog=EPILOG)
-@with_flags(JOB_FLAGS)
-def estimate(
-    flags: dict[str, Any],
-    input: Annotated[str | None, typer.Argument(metavar="INPUT", help="Images, as for label; or give --job.")] = None,
-    job: Annotated[Path | None, typer.Option(help="Job file (YAML); flags replace its fields.")] = None,
-    run: Annotated[
-        str, typer.Option(help="Where the run would be: what the sample gives is written beside it, and removed.")
-    ] = "",
-    sample_images: Annotated[int, typer.Option(min=1, help="Images to label.")] = 128,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="Number of images, if known: only the head of the listing is read.")
-    ] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs, or CPU workers without any, to share the work.")] = None,
-    gpu_price: Annotated[float | None, typer.Option(help="Price of one of them for an hour.")] = None,
-    as_json: AsJson = False,
-    verbose: Verbose = 0,
-) -> None:
-    """Time a sample of a job before the money is spent: hours, GPU hours, price, output size, and what binds.
-
-    Lists the input, and labels a random sample with one worker of the job; the run directory is not touched.
-
-    Example: ovss-ray estimate s3://bucket/images --run s3://bucket/runs/first --classes voc21 --gpus 8 --gpu-price 2.5
-    """
-    from ovss_ray.estimate.estimate import estimate_job
-    from ovss_ray.estimate.explaining import estimate_record, estimate_text
-
-    given = {name: value for name, value in (("input", input), ("run", run)) if value}
-    if job is None:
-        anywhere = str(Path(tempfile.gettempdir()) / "ovss-ray-run")
-        spec = JobSpec.build({"run": anywhere, **given, **flags}, source="command line")
-    else:
-        spec = JobSpec.from_file(job, **given, **flags)
-    found = estimate_job(spec, sample_images=sample_images, images=images, gpus=gpus, gpu_price=gpu_price,
-                         reporter=reporter_for(spec, verbose))  # fmt: skip
-    if as_json:
-        say_json(estimate_record(found, spec))
-    else:
-        say(*estimate_text(found, spec).split("\n"))
-
-
+app.command(epilog=EPILOG)(estimate)
 app.command(epilog=EPILOG)(choose)
 
 

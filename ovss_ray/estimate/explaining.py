@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ovss_ray.estimate.estimate import Estimate
-from ovss_ray.estimate.forecast import Interval, StageRate
+from ovss_ray.estimate.forecast import Forecast, Interval, StageRate
 from ovss_ray.naming import setting_name
 from ovss_ray.run.progress import duration
 from ovss_ray.spec import JobSpec
@@ -45,7 +45,6 @@ def estimate_record(estimate: Estimate, spec: JobSpec) -> dict[str, Any]:
 def describe(estimate: Estimate) -> list[tuple[str, str]]:
     """Name and text of everything an estimate says about the whole input."""
     ahead = estimate.forecast
-    unit = "GPU" if estimate.device == "cuda" else "CPU worker"
     rows = [
         ("images", _images(estimate)),
         ("sample", _sample(estimate)),
@@ -53,10 +52,13 @@ def describe(estimate: Estimate) -> list[tuple[str, str]]:
         ("one worker", f"{_number(ahead.images_per_s)} images/s, {_hours(ahead.hours_one_worker)}"),
     ]
     if ahead.workers > 1:
-        rows.append((f"{ahead.workers:,} workers", _hours(ahead.hours)))
-    rows.append((f"{unit} hours", _number(ahead.gpu_hours)))
+        rows.append((f"{ahead.workers:,} workers", f"{_hours(ahead.hours)}, on {_machines(ahead)}"))
+    if ahead.gpu_hours is not None:
+        rows.append(("GPU hours", _number(ahead.gpu_hours)))
+    if ahead.gpu_hours is None or ahead.cpu_price is not None:
+        rows.append(("CPU core hours", _number(ahead.cpu_hours)))
     if ahead.price is not None:
-        rows.append(("price", _number(ahead.price)))
+        rows.append(("price", f"{_number(ahead.price)}{_per_what(ahead)}"))
     parts = f"{size(ahead.label_map_bytes)} label maps, {size(ahead.statistics_bytes)} statistics"
     rows.append(("output", f"{size(ahead.output_bytes)}: {parts}"))
     shard = f"{ahead.shards:,} of {ahead.shard_size:,} images: {duration(60 * ahead.shard_minutes)} and "
@@ -99,7 +101,7 @@ def advise(estimate: Estimate, spec: JobSpec) -> str:
 def caveats(estimate: Estimate, spec: JobSpec) -> list[str]:
     """What limits this estimate, what it noticed, and what no sample can tell."""
     ahead = estimate.forecast
-    notes = []
+    notes = _about_the_sample(estimate)
     if estimate.failed_fraction > spec.max_failed_fraction:
         notes.append(
             f"{estimate.failed_fraction:.0%} of the sample failed: the run would stop at "
@@ -107,13 +109,11 @@ def caveats(estimate: Estimate, spec: JobSpec) -> list[str]:
         )
     if ahead.images_per_s.low is None:
         notes.append("the sample was too small for an interval; give a larger --sample-images")
-    elif estimate.sample_seconds < SURE_AFTER_S:
+    elif estimate.sample_seconds < SURE_AFTER_S and not estimate.stopped_early:
         notes.append(
             f"the sample took {estimate.sample_seconds:.1f} s only, warm-up excluded; a larger --sample-images "
             "makes the estimate surer"
         )
-    if estimate.images_listed < estimate.images:
-        notes.append(f"the sample is from the first {estimate.images_listed:,} images of the listing")
     if estimate.device == "cpu" and ahead.workers > 1:
         notes.append("one worker ran alone; several on one machine also share its memory bandwidth")
     if spec.gpus_per_worker != "auto" and 0 < spec.gpus_per_worker < 1 and estimate.device == "cuda":
@@ -136,16 +136,59 @@ def size(size_bytes: float) -> str:
 
 def _images(estimate: Estimate) -> str:
     known = "" if estimate.input_bytes is None else f", {size(estimate.input_bytes)}"
-    return f"{estimate.images:,}{known} in {estimate.input}"
+    if estimate.images_given:
+        return f"{estimate.images:,}{known} (--images); {estimate.images_listed:,} of them listed in {estimate.input}"
+    least = "at least " if estimate.listing == "cut" else ""
+    return f"{least}{estimate.images:,}{known} in {estimate.input}"
 
 
 def _sample(estimate: Estimate) -> str:
     failed = f", {estimate.failed_fraction:.1%} failed" if estimate.failed_fraction else ", none failed"
-    listing = "whole listing" if estimate.images_listed == estimate.images else "head of the listing"
+    listing = "whole listing" if estimate.listing == "whole" else "head of the listing"
+    asked = "" if estimate.sample_images == estimate.sample_asked else f" of {estimate.sample_asked:,}"
     return (
-        f"{estimate.sample_images:,} images, spread over the {listing} by a hash, on {estimate.device} in "
-        f"{estimate.dtype}{failed}; warm-up not counted"
+        f"{estimate.sample_images:,}{asked} images in {duration(60 * estimate.minutes)} all told, spread over the "
+        f"{listing} by a hash, on {estimate.device} in {estimate.dtype}{failed}; warm-up not counted"
     )
+
+
+def _about_the_sample(estimate: Estimate) -> list[str]:
+    """How the sample stands to the job."""
+    notes = []
+    if estimate.stopped_early:
+        notes.append(
+            f"stopped at --max-minutes {estimate.max_minutes:g}, with {estimate.sample_images:,} of "
+            f"{min(estimate.sample_asked, estimate.images_listed):,} images of the sample labelled: intervals are "
+            "wider for it"
+        )
+    if estimate.listing == "cut":
+        cut = f"the listing was stopped after {estimate.images_listed:,} images, for --max-minutes"
+        notes.append(cut if estimate.images_given else f"{cut}: there are more, say with --images how many")
+    elif estimate.listing == "head" and estimate.images_listed < estimate.images:
+        notes.append(f"the sample is from the first {estimate.images_listed:,} images of the listing")
+    elif estimate.images_given and estimate.images_listed != estimate.images:
+        notes.append(
+            f"the input has {estimate.images_listed:,} images; all else is scaled up to the {estimate.images:,} of "
+            "--images, and right as far as those are like these"
+        )
+    if estimate.listing == "whole" and estimate.images_listed < estimate.sample_asked:
+        notes.append(
+            f"the input has fewer images ({estimate.images_listed:,}) than --sample-images "
+            f"({estimate.sample_asked:,}), so intervals are wide"
+        )
+    return notes
+
+
+def _machines(ahead: Forecast) -> str:
+    return f"{ahead.gpus:g} GPUs" if ahead.gpus else f"{ahead.cpus:g} CPU cores"
+
+
+def _per_what(ahead: Forecast) -> str:
+    """What the prices are of."""
+    prices = ((ahead.gpu_price if ahead.gpus else None, "GPU hour"), (ahead.cpu_price, "CPU core hour"))
+    said = [f"{price:g} a {what}" for price, what in prices if price is not None]
+    alone = "; without the GPUs" if ahead.gpus and ahead.gpu_price is None else ""
+    return f", at {' and '.join(said)}{alone}"
 
 
 def _faster_segmenter(estimate: Estimate, spec: JobSpec) -> str:

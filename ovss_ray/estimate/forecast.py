@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ovss_ray.estimate.trial import StageTime, Trial, TrialPart
+from ovss_ray.estimate.parts import TrialPart
+from ovss_ray.estimate.trial import StageTime, Trial
 from ovss_ray.run.manifest import SHARDS_WANTED
 
 SHARD_S = 180.0  # what a good shard takes: 2 to 5 minutes
@@ -50,11 +51,13 @@ class Plan:
     """What the trial does not measure: the size of the job, and what is paid.
 
     Attributes:
-        images: of the whole input.
+        images: of the whole job.
         shard_size: images per shard.
-        gpus: GPUs that share the work, or CPU workers where there is no GPU; None takes as many as the job would.
+        gpus: GPUs that share the work; None takes as many as the job would.
         gpus_per_worker: GPUs of one worker; 0 without GPUs.
-        gpu_price: of one of them for one hour; None if unknown.
+        gpu_price: of a GPU for one hour; None if unknown.
+        cpus: CPU cores that share the work, where there is no GPU; None takes as many as the job would.
+        cpu_price: of a CPU core for one hour; None if unknown.
     """
 
     images: int
@@ -62,6 +65,8 @@ class Plan:
     gpus: float | None
     gpus_per_worker: float
     gpu_price: float | None
+    cpus: float | None = None
+    cpu_price: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,15 @@ class Forecast:
         images_per_s: of one worker, once started.
         stages: in the order of the flow.
         start_up_s: seconds from the start of a worker until it takes images.
-        workers, gpus: that share the work; `gpus` counts CPU workers where there is no GPU.
+        workers: that share the work.
+        gpus: that they have; 0 without GPUs.
+        cpus: CPU cores that they have.
         hours_one_worker: until the end with one worker.
         hours: until the end with all of them.
-        gpu_hours: hours times gpus: what is paid.
-        price: None without a price.
+        gpu_hours: hours times GPUs; None without GPUs.
+        cpu_hours: hours times CPU cores.
+        gpu_price, cpu_price: as they were given, for one hour of one.
+        price: of the hours that were given a price; None without one.
         label_map_bytes, statistics_bytes: of the whole output.
         shards, shard_size: of the run.
         shard_minutes, shard_bytes: of one full shard.
@@ -88,9 +97,13 @@ class Forecast:
     start_up_s: float
     workers: int
     gpus: float
+    cpus: float
     hours_one_worker: Interval
     hours: Interval
-    gpu_hours: Interval
+    gpu_hours: Interval | None
+    cpu_hours: Interval
+    gpu_price: float | None
+    cpu_price: float | None
     price: Interval | None
     label_map_bytes: int
     statistics_bytes: int
@@ -109,13 +122,10 @@ class Forecast:
 def forecast(trial: Trial, plan: Plan) -> Forecast:
     """What the whole job takes and gives if it goes on as the trial did."""
     pace = seconds_per_image(trial.parts)
-    if plan.gpus is None:
-        workers, gpus = trial.workers, trial.workers * (plan.gpus_per_worker or 1.0)
-    else:
-        workers, gpus = max(int(plan.gpus / (plan.gpus_per_worker or 1.0) + 1e-9), 1), plan.gpus
+    workers, gpus, cpus = _shared(trial, plan)
     hours = _scaled(pace, lambda s: (trial.start_up_s + makespan_s(plan.images, plan.shard_size, workers, s)) / 3600)
-    gpu_hours = _scaled(hours, lambda value: value * gpus)
-    counted = sum(part.images for part in trial.parts)
+    hourly = gpus * (plan.gpu_price or 0.0) + cpus * (plan.cpu_price or 0.0)
+    counted = trial.sized_images
     shards = -(-plan.images // plan.shard_size)
     statistics_bytes = trial.statistics_bytes / counted
     bytes_per_image = trial.label_map_bytes / counted + statistics_bytes
@@ -125,10 +135,14 @@ def forecast(trial: Trial, plan: Plan) -> Forecast:
         start_up_s=trial.start_up_s,
         workers=workers,
         gpus=gpus,
+        cpus=cpus,
         hours_one_worker=_scaled(pace, lambda s: (trial.start_up_s + plan.images * s) / 3600),
         hours=hours,
-        gpu_hours=gpu_hours,
-        price=None if plan.gpu_price is None else _scaled(gpu_hours, lambda value: value * (plan.gpu_price or 0.0)),
+        gpu_hours=_scaled(hours, lambda value: value * gpus) if gpus else None,
+        cpu_hours=_scaled(hours, lambda value: value * cpus),
+        gpu_price=plan.gpu_price,
+        cpu_price=plan.cpu_price,
+        price=None if plan.gpu_price is plan.cpu_price is None else _scaled(hours, lambda value: value * hourly),
         label_map_bytes=round(trial.label_map_bytes / counted * plan.images),
         statistics_bytes=round(statistics_bytes * plan.images + shards * trial.footer_bytes),
         shards=shards,
@@ -139,6 +153,14 @@ def forecast(trial: Trial, plan: Plan) -> Forecast:
             plan.images, plan.shard_size, workers, seconds_per_image=pace.value, bytes_per_image=bytes_per_image
         ),
     )
+
+
+def _shared(trial: Trial, plan: Plan) -> tuple[int, float, float]:
+    """Workers, GPUs and CPU cores that share the work."""
+    each, asked = (plan.gpus_per_worker, plan.gpus) if plan.gpus_per_worker else (float(trial.cpus), plan.cpus)
+    workers = trial.workers if asked is None else max(int(asked / each + 1e-9), 1)
+    paid = workers * each if asked is None else asked
+    return (workers, paid, float(workers * trial.cpus)) if plan.gpus_per_worker else (workers, 0.0, paid)
 
 
 def seconds_per_image(parts: Sequence[TrialPart]) -> Interval:

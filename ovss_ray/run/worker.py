@@ -66,6 +66,7 @@ class Worker:
         self._device_turn = threading.Lock()
         self._text: TextEmbeddings | None = None
         self._texts_before: int | None = None  # while the vocabulary is encoded
+        self._is_abandoned = False
         self._careful: Iterator[tuple[int, ...] | ShardReport] = iter(())
         self._careful_task = ShardTask(-1, attempt=0)
 
@@ -156,6 +157,14 @@ class Worker:
         total = len(vocabulary.queries) * len(vocabulary.templates)  # some methods encode a few more
         return min(self._segmenter.texts_encoded - before, total), total
 
+    def abandon(self) -> None:
+        """Give up the shards under way at their next micro-batch; for a worker whose process lives on."""
+        self._is_abandoned = True
+
+    def _go_on(self) -> None:
+        if self._is_abandoned:
+            raise RuntimeError("the shard was given up: nobody waits for it")
+
     def label_shard(self, task: ShardTask) -> ShardReport:
         """Label one shard and create its file.
 
@@ -223,6 +232,7 @@ class Worker:
         return [self._row(row, crashed[row.image_id]) for row in rows if row.image_id in crashed]
 
     def _finish(self, task: ShardTask, started: float, rows: list[ImageRow]) -> ShardReport:
+        self._go_on()
         statuses = Counter(row.status for row in rows)
         failures: Failures = Counter()
         for row in rows:
@@ -255,6 +265,7 @@ class Worker:
                 held = rare_shapes_bytes(self._budget)
                 for batch in micro_batches(good, limit=self._limits.limit, max_bytes=held):
                     while batch:
+                        self._go_on()
                         count = images.admit(batch)
                         self._label_batch(batch[:count], self._text, images, pending)
                         del batch[:count]

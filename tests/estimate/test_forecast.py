@@ -12,18 +12,22 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ovss_ray.estimate.forecast import Interval, Plan, forecast, makespan_s, recommend_shard_size, seconds_per_image
-from ovss_ray.estimate.trial import StageTime, Trial, TrialPart
+from ovss_ray.estimate.parts import TrialPart, windows
+from ovss_ray.estimate.trial import StageTime, Trial
+from ovss_ray.run.stats import WorkerProgress
 
 TRIAL = Trial(
     device="cuda",
     dtype="float16",
     workers=3,
+    cpus=4,
     start_up_s=16.0,
     parts=(TrialPart(10, 1.0), TrialPart(10, 1.0)),
     stages=(StageTime("fetch", 4, 20, 2.0), StageTime("segment", 1, 10, 0.8), StageTime("write", 1, 20, 0.0)),
     binding_stage="segment",
     statuses={"ok": 20},
     failures={},
+    sized_images=20,
     label_map_bytes=2000,
     statistics_bytes=400,
     footer_bytes=50,
@@ -36,7 +40,9 @@ def test_a_forecast_worked_out_by_hand() -> None:
     assert (ahead.workers, ahead.gpus) == (8, 4)
     # Ten shards of ten seconds for eight workers: two rounds; 16 s to start.
     assert ahead.hours.value == pytest.approx(36 / 3600)
+    assert ahead.gpu_hours is not None
     assert ahead.gpu_hours.value == pytest.approx(0.04)
+    assert (ahead.cpus, ahead.cpu_hours.value) == (32, pytest.approx(0.32))
     assert ahead.price is not None
     assert ahead.price.value == pytest.approx(0.1)
     assert ahead.hours_one_worker.value == pytest.approx(116 / 3600)
@@ -57,13 +63,29 @@ def test_without_a_number_of_gpus_the_job_gets_what_it_would_get() -> None:
     shared = forecast(TRIAL, Plan(1000, 100, None, 0.5, None))
     assert (shared.workers, shared.gpus) == (3, 1.5)
     on_cpus = forecast(TRIAL, Plan(1000, 100, None, 0.0, None))
-    assert (on_cpus.workers, on_cpus.gpus) == (3, 3)
-    assert on_cpus.price is None
+    assert (on_cpus.workers, on_cpus.gpus, on_cpus.cpus) == (3, 0, 12)
+    assert (on_cpus.gpu_hours, on_cpus.price) == (None, None)
 
 
-@pytest.mark.parametrize(
-    ("gpus", "gpus_per_worker", "workers"), [(8, 1, 8), (8, 0.1, 80), (8, 2, 4), (5, 0, 5), (1, 2, 1)]
-)
+def test_cpu_hours_are_those_of_cores() -> None:
+    on_cpus = forecast(TRIAL, Plan(1000, 100, None, 0.0, None, cpus=18, cpu_price=0.05))
+    assert (on_cpus.workers, on_cpus.cpus) == (4, 18)  # two cores are paid for and too few for a fifth worker
+    assert on_cpus.hours.value == pytest.approx((16 + 30) / 3600)  # ten shards of ten seconds for four workers
+    assert on_cpus.cpu_hours.value == pytest.approx(18 * 46 / 3600)
+    assert on_cpus.price is not None
+    assert on_cpus.price.value == pytest.approx(0.05 * 18 * 46 / 3600)
+
+
+def test_cores_may_cost_on_top_of_gpus() -> None:
+    both = forecast(TRIAL, Plan(1000, 100, 4, 0.5, 2.5, cpu_price=0.1))
+    assert both.price is not None
+    assert both.price.value == pytest.approx(0.01 * (4 * 2.5 + 32 * 0.1))
+    cores = forecast(TRIAL, Plan(1000, 100, 4, 0.5, None, cpu_price=0.1))
+    assert cores.price is not None
+    assert cores.price.value == pytest.approx(0.01 * 32 * 0.1)
+
+
+@pytest.mark.parametrize(("gpus", "gpus_per_worker", "workers"), [(8, 1, 8), (8, 0.1, 80), (8, 2, 4), (1, 2, 1)])
 def test_workers_on_a_number_of_gpus(gpus: float, gpus_per_worker: float, workers: int) -> None:
     assert forecast(TRIAL, Plan(10**6, 100, gpus, gpus_per_worker, None)).workers == workers
 
@@ -90,7 +112,35 @@ def test_one_part_gives_no_bounds() -> None:
     assert seconds_per_image([TrialPart(4, 2.0)]) == Interval(0.5, None, None)
     trial = Trial(**{**vars(TRIAL), "parts": (TrialPart(10, 1.0),)})
     alone = forecast(trial, Plan(1000, 100, 1, 1.0, 2.5))
-    assert (alone.images_per_s.low, alone.hours.low, alone.gpu_hours.high) == (None, None, None)
+    assert (alone.images_per_s.low, alone.hours.low, alone.cpu_hours.high) == (None, None, None)
+
+
+def history(*seen: tuple[float, int]) -> list[tuple[float, WorkerProgress]]:
+    return [(at, WorkerProgress(images={"ok": images})) for at, images in seen]
+
+
+def test_work_that_was_cut_off_is_divided_by_what_was_seen_of_it() -> None:
+    # One image a second from the eighth second on, looked at every two seconds; 8 images warm up, 32 are four parts.
+    parts, before = windows(history(*((t, max(t - 8, 0)) for t in range(0, 50, 2))), 8)
+    assert [(part.images, part.seconds) for part in parts] == [(8, 8)] * 4
+    assert before.images == {"ok": 8}
+
+
+@pytest.mark.parametrize("seen", [[], [(0, 0)], [(0, 0), (9, 3)], [(0, 0), (5, 8), (9, 8)]])
+def test_hardly_any_work_is_no_part(seen: list[tuple[float, int]]) -> None:
+    assert windows(history(*seen), 8)[0] == ()
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.integers(1, 16))
+def test_no_image_and_no_second_is_counted_twice(steps: list[int], first: int) -> None:
+    counts = [sum(steps[: index + 1]) for index in range(len(steps))]
+    parts, before = windows(history(*enumerate(counts)), first)
+    if parts:
+        done = before.images["ok"]
+        assert first <= done
+        assert sum(part.images for part in parts) == counts[-1] - done
+        assert sum(part.seconds for part in parts) == counts.index(counts[-1]) - counts.index(done)
+        assert len(parts) <= 8
 
 
 def test_a_slow_bound_of_time_is_a_low_bound_of_speed() -> None:
@@ -98,6 +148,7 @@ def test_a_slow_bound_of_time_is_a_low_bound_of_speed() -> None:
     ahead = forecast(trial, Plan(10**6, 1000, 8, 1.0, 2.5))
     assert ahead.price is not None
     for interval in (ahead.images_per_s, ahead.hours, ahead.hours_one_worker, ahead.gpu_hours, ahead.price):
+        assert interval is not None
         assert interval.low is not None
         assert interval.high is not None
         assert interval.low < interval.value < interval.high

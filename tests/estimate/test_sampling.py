@@ -68,8 +68,9 @@ def test_bytes_are_known_only_if_all_are() -> None:
         (128, 32, 32),  # four parts of one micro-batch
         (1024, 8, 128),  # not more than eight parts
         (130, 8, 33),
-        (12, 8, 12),  # one micro-batch is one part
-        (3, 8, 3),
+        (12, 8, 6),  # two parts at least, of however few images
+        (3, 8, 2),
+        (1, 8, 1),
         (20, 8, 10),
     ],
 )
@@ -80,10 +81,10 @@ def test_parts_of_a_sample(images: int, batch_size: int, size: int) -> None:
 def test_images_beyond_the_sample_warm_up() -> None:
     found = listing(12)
     images, size = divide(found, sample_images=8, batch_size=2)
-    assert (images, size) == ([*found[8:10], *found[:8]], 2)
+    assert (images, size) == ([*found[8:12], *found[:8]], 2)
 
 
 def test_too_few_images_warm_up_and_are_sampled() -> None:
     found = listing(3)
     images, size = divide(found, sample_images=128, batch_size=1)
-    assert (images, size) == ([found[0], *found], 1)
+    assert (images, size) == ([found[0], found[1], *found], 1)
