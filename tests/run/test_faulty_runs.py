@@ -293,6 +293,6 @@ def test_a_locked_folder_is_refused_before_any_work(photos: Path, tmp_path: Path
     done = subprocess.run(command, capture_output=True, text=True)
     run.chmod(0o755)
     assert done.returncode == 3, done
-    assert f"{run} cannot be written: access is denied; check the permissions" in done.stderr
+    assert f"{run} cannot be written: {run} is read-only; check the permissions" in done.stderr
     assert "Traceback" not in done.stderr
     assert {path.name for path in run.iterdir()} == {"shards", "manifest"}
