@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     for number in range(3):
         Image.new("RGB", (48, 40), (90, 30, 60 * number)).save(photos / f"{number}.png")
     (photos / BROKEN).write_bytes(b"\xff\xd8\xff broken")
-    (folder / "classes.yaml").write_text(json.dumps(list(CLASSES)))
+    (folder / "classes.yaml").write_text(json.dumps([f'"{name}"' for name in CLASSES]))  # a colon would begin synonyms
     (folder / "labels").mkdir()
     for number in range(3):
         Image.new("L", (48, 40), number).save(folder / "labels" / f"{number}.png")
