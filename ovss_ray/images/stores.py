@@ -14,7 +14,7 @@ from typing import Any, Literal
 import fsspec
 
 from ovss_ray.errors import InputError, OvssError, SettingError
-from ovss_ray.images.addresses import FAMILIES, PROTOCOLS
+from ovss_ray.images.addresses import FAMILIES, PROTOCOLS, family_of
 from ovss_ray.images.addresses import is_local as is_local
 from ovss_ray.images.addresses import local_path as local_path
 from ovss_ray.images.addresses import protocol_of as protocol_of
@@ -125,7 +125,7 @@ def open_store(
         raise SettingError(f"the file {token} of storage_options['gs']['token'] does not exist; check the path")
     if protocol_of(uri) in ("http", "https"):
         options = {"get_client": GuardedClient(reach), **options}
-    driver = _driver(protocol_of(uri))
+    driver = _driver(protocol_of(uri), options)
     try:
         return driver(**{**driver._get_kwargs_from_urls(uri), **options}), str(driver._strip_protocol(uri))
     except Exception as error:  # some drivers look at options and credentials here, each with exceptions of its own
@@ -134,9 +134,15 @@ def open_store(
         ) from error
 
 
-def _driver(protocol: str) -> Any:
+def _driver(protocol: str, options: Mapping[str, Any]) -> Any:
     extra = next(extra for names, extra in FAMILIES if protocol in names)
     try:
+        if protocol in family_of("gs") and (options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")):
+            # The class that gcsfs registers asks the endpoint for the kind of each bucket over gRPC first. Servers
+            # other than Google's speak JSON only, and each such question takes minutes to fail.
+            from gcsfs.core import GCSFileSystem  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+            return GCSFileSystem
         return fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise SettingError(

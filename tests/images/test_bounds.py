@@ -92,9 +92,8 @@ def test_streams_without_end_from_s3(endless: EndlessServer) -> None:
     assert grown < 3 * LIMIT
 
 
-def test_streams_without_end_from_google(endless: EndlessServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_without_end_from_google(endless: EndlessServer) -> None:
     pytest.importorskip("gcsfs")
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     options = {"gs": {"endpoint_url": endless.url, "token": "anon"}}
     uris = [(f"gs://bucket/{kind}.jpg", None) for kind in ("chunked", "gzip", "declared")]
     found, grown = fetched_apart(uris, "gs://bucket/warm/declared.jpg", options)

@@ -449,8 +449,7 @@ def test_other_stores_that_fail(fault: FileFault, said: str, asked: int, tmp_pat
         assert fetcher.fetch("gs://bucket/a.jpg") == BODY
 
 
-def test_what_google_forbids_is_asked_for_once(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # spares a probe over gRPC, not spoken here
+def test_what_google_forbids_is_asked_for_once(waits: list[float]) -> None:
     pytest.importorskip("gcsfs")
     with FaultyEndpoint() as endpoint:
         endpoint.plan.add(status(403))

@@ -17,6 +17,7 @@ import pytest
 
 from ovss_ray.errors import ImageError, InputError
 from ovss_ray.images import Fetcher, ImageRef, StorageOptions, list_images
+from ovss_ray.images.stores import open_store
 from tests.images.conftest import fetch
 
 
@@ -89,8 +90,7 @@ class Server(ThreadingHTTPServer):
 
 
 @pytest.fixture
-def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageOptions]:
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # spares a probe over gRPC, not spoken here
+def options() -> Iterator[StorageOptions]:
     pytest.importorskip("gcsfs")
     server = Server(("127.0.0.1", 0), Storage)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -129,3 +129,15 @@ def test_images_inside_files_are_listed_and_fetched(options: StorageOptions) -> 
     fetcher = Fetcher(options)
     found = [fetch(fetcher, ref) for ref in refs]
     assert found == [b"one", b"two", b"three", b"four"]
+
+
+def test_an_endpoint_of_ones_own_is_asked_in_json_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gcsfs  # type: ignore[import-untyped]
+
+    named, _ = open_store("gs://bucket/a", {"gs": {"endpoint_url": "http://127.0.0.1:9", "token": "anon"}})
+    assert type(named) is gcsfs.core.GCSFileSystem
+    of_google, _ = open_store("gs://bucket/a", {"gs": {"token": "anon"}})
+    assert isinstance(of_google, gcsfs.GCSFileSystem)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:9")
+    emulated, _ = open_store("gcs://bucket/b", {"gcs": {"token": "anon", "skip_instance_cache": True}})
+    assert type(emulated) is gcsfs.core.GCSFileSystem

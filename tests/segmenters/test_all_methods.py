@@ -238,24 +238,6 @@ def test_refinement_by_pamr_keeps_the_interface(method, clip, vocabulary, images
     assert any(agreement(a.labels, b.labels) < 1 for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("broken", "message"),
-    [
-        ([], "at least one image"),
-        ([np.zeros((4, 4), np.uint8)], r"image 0 has shape \(4, 4\); give RGB \[H, W, 3\]"),
-        ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8)], "image 1 has shape"),
-        ([np.zeros((4, 4, 3), np.float32)], "dtype float32; give uint8 RGB"),
-        ([np.zeros((0, 4, 3), np.uint8)], "no pixels"),
-        ([[[0, 0, 0]]], "is a list; give Pillow images or uint8 arrays"),
-    ],
-)
-def test_other_inputs_are_refused(method, clip, vocabulary, broken, message) -> None:
-    segmenter = load(method, clip)
-    text = segmenter.encode_vocabulary(vocabulary)
-    with pytest.raises(ValueError, match=message):
-        segmenter.segment(broken, text)
-
-
 def test_arrays_of_any_memory_layout_are_fine(method, clip, vocabulary, images) -> None:
     segmenter = load(method, clip)
     text = segmenter.encode_vocabulary(vocabulary)
