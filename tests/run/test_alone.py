@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +25,10 @@ from ovss_ray.run.verify import verify_run
 from ovss_ray.spec import JobSpec
 from ovss_ray.vocabulary import load_vocabulary
 from tests.faults import UNCONDITIONAL, FaultyEndpoint
+from tests.processes import run_together
 from tests.run.conftest import CLIP
 
 MakeSpec = Callable[..., JobSpec]
-
-# Waits until it is told to begin, so that several begin together.
-LATER = "import sys, ovss_ray.run.driver, torch; print('ready', flush=True); sys.stdin.readline(); from ovss_ray.cli import main; main()"  # fmt: skip  # noqa: E501
 
 
 @pytest.fixture
@@ -60,25 +55,8 @@ def fingerprints(run: str) -> set[str]:
 
 def test_two_drivers_that_start_with_different_classes(store: FaultyEndpoint, s3: str, photos: Path) -> None:
     run = f"{s3}/run"
-    drivers = [
-        subprocess.Popen(
-            [sys.executable, "-c", LATER, "label", str(photos), run, "--classes", classes, "--templates", "single",
-             "--clip", CLIP, "--shard-size", "8", "--engine", "local"],
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for classes in ("cat,dog", "sky,grass,tree")
-    ]  # fmt: skip
-    for driver in drivers:
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == "ready\n"
-    for driver in drivers:
-        assert driver.stdin is not None
-        driver.stdin.write("\n")
-        driver.stdin.flush()
-    told = {
-        driver.wait(): said for driver, said in [(driver, driver.communicate(timeout=200)[1]) for driver in drivers]
-    }
+    job = ["label", str(photos), run, "--templates", "single", "--clip", CLIP, "--shard-size", "8", "--engine", "local"]
+    told = dict(run_together([*job, "--classes", "cat,dog"], [*job, "--classes", "sky,grass,tree"]))
     assert told.keys() == {0, 4}, told
     assert "ignores conditional writes" in told[0]
     assert "was started with other settings" in told[4]

@@ -22,6 +22,7 @@ from ovss_ray.run.driver import run_job
 from ovss_ray.run.manifest import write_manifest
 from ovss_ray.spec import JobSpec
 from tests.faults import LOST_REPLY, RESET, TRUNCATED, FaultyEndpoint, HttpFault, status
+from tests.processes import run_together
 from tests.run.conftest import CLIP
 
 MakeSpec = Callable[..., JobSpec]
@@ -172,37 +173,10 @@ def test_a_shard_that_cannot_be_written_for_long_stops_the_run_and_the_same_comm
 
 # -- two drivers -------------------------------------------------------------------------------------------------------
 
-# Waits until it is told to begin, so that several begin together.
-LATER = "import sys, ovss_ray.run.driver; print('ready', flush=True); sys.stdin.readline(); from ovss_ray.cli import main; main()"  # fmt: skip  # noqa: E501
-
 
 def arguments(source: str, run: str) -> list[str]:
     job = ["label", source, run, "--classes", "cat,dog,grass,sky", "--templates", "single", "--clip", CLIP]
     return [*job, "--shard-size", str(SHARD_SIZE), "--engine", "local"]
-
-
-def run_two(source: str, run: str) -> list[tuple[int, str]]:
-    """The same command twice at the same moment: exit codes and messages."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    drivers = [
-        subprocess.Popen(
-            [sys.executable, "-c", LATER, *arguments(source, run)],
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    for driver in drivers:
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == "ready\n"
-    for driver in drivers:
-        assert driver.stdin is not None
-        driver.stdin.write("\n")
-        driver.stdin.flush()
-    outcomes = []
-    for driver in drivers:
-        _, messages = driver.communicate(timeout=200)
-        outcomes.append((driver.returncode, messages))
-    return outcomes
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -216,7 +190,7 @@ def place(request: pytest.FixtureRequest, photos: Path, tmp_path: Path) -> tuple
 
 
 def test_two_drivers_that_start_one_run_both_finish_it(place: tuple[str, str]) -> None:
-    outcomes = run_two(*place)
+    outcomes = run_together(arguments(*place), arguments(*place))
     assert [code for code, _ in outcomes] == [0, 0], outcomes
     assert_complete(place[1])
 
@@ -237,7 +211,7 @@ def test_two_drivers_that_continue_one_run_both_finish_it(place: tuple[str, str]
     fs, root = open_store(run)
     fs.rm([f"{root}/{name}" for name in SHARDS[1:]] + [f"{root}/summary.json"])
     kept = shards_of(run)
-    outcomes = run_two(source, run)
+    outcomes = run_together(arguments(source, run), arguments(source, run))
     assert [code for code, _ in outcomes] == [0, 0], outcomes
     assert_complete(run)
     assert shards_of(run)[SHARDS[0]] == kept[SHARDS[0]]
