@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from ovss_ray.naming import naming, use_naming
+
 if TYPE_CHECKING:
     from tests.scored_demo import ScoredDemo
 
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_naming() -> Iterator[None]:
+    """A test that runs a command in this process leaves the messages of the next test as they are."""
+    before = naming()
+    yield
+    use_naming(before)
 
 
 def _free_port() -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ovss_ray import cli
 from ovss_ray.errors import SettingError
-from ovss_ray.naming import naming, use_naming
 from ovss_ray.run.apart import call_apart
 from ovss_ray.segmenters import get_method
 from ovss_ray.spec import JobSpec
@@ -19,11 +18,10 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs a command line in this process; returns exit code, standard output and standard error."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setenv("COLUMNS", "80")
-    before = naming()
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ovss-ray", *arguments])
@@ -31,8 +29,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             cli.main()
         return int(stop.value.code or 0), *capsys.readouterr()
 
-    yield run
-    use_naming(before)
+    return run
 
 
 LABEL = ("label", "photos", "run", "--classes", "a,b")
