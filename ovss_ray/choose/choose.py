@@ -6,7 +6,6 @@ What is wrong with the question is found here, without torch; `comparing.py` doe
 from __future__ import annotations
 
 import signal
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ovss_ray.labels.layout import RUN_FILE
 from ovss_ray.naming import setting_name
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import RunInterrupted
+from ovss_ray.run.own_folders import own_folder
 from ovss_ray.run.preflight import check_images, check_words, check_writable
 from ovss_ray.spec import JobSpec
 from ovss_ray.vocabulary import Vocabulary
@@ -106,7 +106,7 @@ def choose(spec: JobSpec, question: Question, *, out: str | None = None, watch: 
 
         with ExitStack() as stack:
             place = stack.enter_context(open_place(spec))
-            kept = out or stack.enter_context(tempfile.TemporaryDirectory(prefix="ovss-ray-choose-"))
+            kept = out or str(stack.enter_context(own_folder()))
             return compare(spec, question, kept, place, watch)
     except KeyboardInterrupt:
         raise RunInterrupted(signal.SIGINT, "finished candidates are kept" if out else "nothing is kept") from None

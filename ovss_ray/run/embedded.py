@@ -1,31 +1,28 @@
 """A Ray of this process's own: reached from this machine only, and gone when the process is, however that ends.
 
-Its files lie in a folder of their own, which only this user can enter. A lock says that the driver lives: the folder
-of a dead one is removed by whoever starts next. A second process, the guard, outlives the driver, ends what Ray leaves
-running, and removes the folder at once.
+Its files lie in a folder of their own; that of a dead driver is removed by whoever starts next. A second process, the
+guard, outlives the driver, ends what Ray leaves running, and removes the folder at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ovss_ray.run.own_folders import OwnFolder, folder_of_folders
 
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 100 * 2**20  # pixels never pass through it
 LONGEST_SOCKET = len("/session_2026-01-31_12-00-00_000000_4194304/sockets/plasma_store")
 SOCKET_LIMIT = 107  # bytes of the path of a Unix socket
-STALE_S = 60.0  # a folder without a lock is about to get one, or its driver died before that
 END_S = 15.0
 NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
@@ -74,11 +71,8 @@ class EmbeddedRay:
     def __init__(self) -> None:
         import ray
 
-        root = folder_of_folders()
-        sweep(root)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))
-        self._lock = (self.folder / "lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._own = OwnFolder(_root())
+        self.folder = self._own.path
         command = [sys.executable, "-I", "-S", "-c", _GUARD, str(self.folder)]
         quiet = subprocess.DEVNULL
         # In a session of its own: what ends the driver's whole group is not for the guard.
@@ -111,7 +105,7 @@ class EmbeddedRay:
             self._guard.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._guard.wait(END_S)
-        self._lock.close()
+        self._own.leave()
         if keep_logs:
             log.warning("workers died: Ray's logs are kept in %s until the next start", self.folder)
 
@@ -135,34 +129,10 @@ def _on_loopback() -> Iterator[None]:
             os.environ[NO_CLUSTER] = variable
 
 
-def folder_of_folders() -> Path:
-    """Where the folders of this user's drivers lie; a path that is short enough for the names of Ray's sockets."""
+def _root() -> Path:
+    """The folder of folders; its path is short enough for the names of Ray's sockets."""
     base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    name = f"ovss-ray-{os.getuid()}"
-    driver = len("/4194304-abcdefgh")
-    if len(os.fsencode(f"{base}/{name}")) + driver + LONGEST_SOCKET > SOCKET_LIMIT:
+    driver = len(f"/ovss-ray-{os.getuid()}/4194304-abcdefgh")
+    if len(os.fsencode(base)) + driver + LONGEST_SOCKET > SOCKET_LIMIT:
         base = "/tmp"
-    root = Path(base, name)
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    about = root.lstat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o077:  # made by somebody else before
-        root = Path(tempfile.mkdtemp(prefix="ovss-ray-", dir=base))
-    return root
-
-
-def sweep(root: Path) -> None:
-    """Remove the folders of drivers that are dead."""
-    for folder in root.iterdir():
-        try:
-            lock = (folder / "lock").open()
-        except OSError:
-            with contextlib.suppress(OSError):
-                if time.time() - folder.lstat().st_mtime > STALE_S:
-                    shutil.rmtree(folder, ignore_errors=True)
-            continue
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue  # its driver lives
-            shutil.rmtree(folder, ignore_errors=True)
+    return folder_of_folders(Path(base))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +13,6 @@ import pytest
 import ray  # brings its psutil
 from psutil import CONN_LISTEN, NoSuchProcess, Process
 
-from ovss_ray.run import embedded
 from tests.run.conftest import CLIP, draw_photos
 
 assert ray
@@ -71,18 +68,3 @@ def test_nothing_listens_to_the_network_and_nothing_stays_when_the_driver_is_kil
     assert {address.ip.removeprefix("::ffff:") for _, address in listening} <= {"127.0.0.1", "::1"}
     wait_for(lambda: not any(is_left(process) for process in everything), 30)
     wait_for(lambda: not folder.exists(), 30)
-
-
-def test_folders_of_dead_drivers_go_with_the_next_start_and_others_stay(places: Path) -> None:
-    root = embedded.folder_of_folders()
-    assert root.parent == places
-    assert root.stat().st_mode & 0o077 == 0
-    dead, living, old, new = (root / f"{name}-{os.getpid()}" for name in ("dead", "living", "old", "new"))
-    for folder in (dead, living, old, new):
-        (folder / "session").mkdir(parents=True)
-    (dead / "lock").touch()
-    os.utime(old, (1, 1))
-    with (living / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        embedded.sweep(root)
-    assert [folder.exists() for folder in (dead, living, old, new)] == [False, True, False, True]
