@@ -46,7 +46,8 @@ HOW: Panels = {
 _METAVARS = {
     "protocol": "NAME", "classes": "CLASSES", "background": "CLASS", "templates": "TEMPLATES",
     "method": "METHOD", "clip": "MODEL", "dtype": "TYPE", "extensions": "NAMES", "uri_column": "COLUMN",
-    "image_column": "COLUMN", "keep_columns": "COLUMNS", "max_bytes": "BYTES", "ray_address": "ADDRESS",
+    "image_column": "COLUMN", "keep_columns": "COLUMNS", "max_pixels": "PIXELS",
+    "max_bytes": "BYTES", "ray_address": "ADDRESS",
     "allow_schemes": "NAMES", "allow_hosts": "NAMES", "storage_options": "JSON",
 }  # fmt: skip
 """What the flags take that are text of some kind."""

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ovss_ray.errors import SettingError, explain_invalid, nearest
-from ovss_ray.images.addresses import storable
+from ovss_ray.images.addresses import PROTOCOLS, storable
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS
-from ovss_ray.images.limits import DEFAULT_MAX_BYTES, Limits
+from ovss_ray.images.limits import DEFAULT_MAX_BYTES, Bytes, Limits, Pixels
 from ovss_ray.images.listing import DEFAULT_EXTENSIONS
 from ovss_ray.images.reach import check_hosts, check_schemes
 from ovss_ray.images.splits import DEFAULT_SPLIT, BenchmarkSplit
@@ -171,14 +171,16 @@ class JobSpec(BaseModel):
     sample: float | None = Field(
         default=None, gt=0, le=1, description="Label a stable random fraction of the images, chosen by hash of the URI."
     )
-    max_pixels: int = Field(
-        default=DEFAULT_MAX_PIXELS, ge=1, description="Images with more pixels than this become too_large rows."
+    max_pixels: Pixels = Field(
+        default=DEFAULT_MAX_PIXELS,
+        ge=1,
+        description="Images with more pixels than this become too_large rows: a number, or 50M.",
     )
 
-    max_bytes: ByteSize = Field(
-        default=ByteSize(DEFAULT_MAX_BYTES),
+    max_bytes: Bytes = Field(
+        default=DEFAULT_MAX_BYTES,
         ge=1,
-        description="Images of more bytes than this become too_large rows: a number, or 2GiB. Counted while they "
+        description="Images of more bytes than this become too_large rows: a number, or 512MiB. Counted while they "
         "arrive and after decompression, so that a stream without end takes no more.",
     )
 
@@ -331,8 +333,13 @@ class JobSpec(BaseModel):
 
     @field_validator("input", "run", mode="before")
     @classmethod
-    def _keep_bytes(cls, value: Any) -> Any:
-        return storable(value) if isinstance(value, str) else value
+    def _check_address(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        protocol, _, rest = value.partition(":/")
+        if protocol.lower() in PROTOCOLS and not rest.startswith("/"):  # else it would be a folder named "s3:"
+            raise ValueError(f"addresses have two slashes: {protocol}://{rest}")
+        return storable(value)
 
     @field_validator("extensions", mode="before")
     @classmethod
@@ -346,7 +353,7 @@ class JobSpec(BaseModel):
     @property
     def limits(self) -> Limits:
         """How large an image may be."""
-        return Limits(self.max_pixels, int(self.max_bytes))
+        return Limits(self.max_pixels, self.max_bytes)
 
     @property
     def run_name(self) -> str:

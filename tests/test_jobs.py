@@ -136,3 +136,12 @@ def test_resolving_fills_in_what_the_method_leaves_open() -> None:
     assert (settings["short_side"], settings["crop"], settings["stride"]) == (144, 96, 48)
     assert set(resolved.label_settings) == set(settings) - {"window_batch"}
     assert resolved.vocabulary.names[resolved.vocabulary.background or 0] == "background"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("50M", 50_000_000), ("1.5 MP", 1_500_000), ("2e6", 2_000_000), ("64Ki", 65_536), ("1_000", 1000), (7, 7)],
+)
+def test_limits_may_have_the_prefix_of_a_unit(written: object, meant: int) -> None:
+    job = JobSpec.build({"input": "a", "run": "b", "classes": "a,b", "max_pixels": written}, source="test")
+    assert job.max_pixels == meant

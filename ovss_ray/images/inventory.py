@@ -64,6 +64,8 @@ def parse_inventory(data: bytes, source: str) -> Inventory:
         files = tuple(f"s3://{bucket}/{file['key']}" for file in manifest["files"])
         columns = tuple(name.strip() for name in str(manifest["fileSchema"]).split(","))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            raise InputError(f"{source} holds several JSON documents; name a list with one a line .jsonl") from None
         raise InputError(
             f"{source} is not the manifest.json of an S3 Inventory ({type(error).__name__}: {error}); "
             "lists of images are .txt, .csv, .tsv, .jsonl or .parquet files"

@@ -50,8 +50,8 @@ def draw_labels(
     if image is not None and image.shape != (*labels.shape, 3):
         height, width = labels.shape
         raise SettingError(f"the image has shape {image.shape}, the label map is {height} x {width}")
-    if max_side is not None and max_side < 1:
-        raise SettingError(f"max_side is {max_side}; give the longest side of the picture in pixels")
+    if max_side is not None and (not isinstance(max_side, int) or max_side < 1):
+        raise SettingError(f"max_side is {max_side!r}; give the longest side of the picture in pixels")
     entries = _entries(labels, vocabulary, _NO_LABEL if image is None else None) if legend else []
     width, height = _picture_size(labels.shape, legend, max_side)
     picture = Image.fromarray(

@@ -52,6 +52,8 @@ def open_run(path: str | PathLike[str], storage_options: StorageOptions | None =
         SettingError: if there is no run there; says what is there instead.
         OvssError: if the store cannot be reached, or the run was written by a newer version of this package.
     """
+    if not isinstance(path, str | PathLike):
+        raise SettingError(f"open_run({path!r}): give the path or URI of a run directory")
     uri = fspath(path).rstrip("/")
     fs, root = open_store(uri or "/", storage_options)
     with explained(uri):

@@ -228,7 +228,10 @@ def _check_architecture(architecture: str, clip: str) -> None:
         return
     if any(clip == friendly.partition("/")[0] for friendly in _FRIENDLY) or architecture in ("ViT-B", "ViT-L"):
         raise WeightsError(f"there is no CLIP model '{clip}'{nearest(clip, _FRIENDLY)}")
-    raise WeightsError(f"open_clip has no architecture '{architecture}'{nearest(architecture, known)}")
+    hint = nearest(architecture, known)
+    if clip == architecture:  # one word: it may stand for a model
+        hint = nearest(clip, [*known, *_FRIENDLY, "demo"]) or "; `ovss-ray methods METHOD` names models that fit"
+    raise WeightsError(f"open_clip has no architecture '{architecture}'{hint}")
 
 
 def _check_tag(architecture: str, tag: str) -> None:

@@ -220,7 +220,8 @@ def _plan(shard_size: int, images: Iterator[ImageRef], directory: RunDirectory, 
             f"{directory.uri} holds {len(stray)} shards but no {RUN_FILE}; restore it, or use a new run directory"
         )
     manifest = write_manifest(reporter.counting(images), directory, shard_size)
-    log.info("planned %d images in %d shards of %d", manifest.images, manifest.shards, manifest.shard_size)
+    shards = f"{manifest.shards} shard{'' if manifest.shards == 1 else 's'} of {manifest.shard_size}"
+    log.info("planned %d images in %s", manifest.images, shards)
     return manifest
 
 
