@@ -14,6 +14,7 @@ import duckdb
 import fsspec
 import pyarrow as pa
 
+from ovss_ray.images.addresses import storable
 from ovss_ray.labels.classes import classes_table
 from ovss_ray.labels.layout import Manifest
 from ovss_ray.labels.schema import load_schema
@@ -59,7 +60,10 @@ class ShardViews:
             }
         )
         self._folder = glob.escape(shards)
-        if "file" not in _protocols(fs):
+        if shards != storable(shards):
+            self.connection.register_filesystem(_OddFolder(fs, shards))
+            self._folder = f"{_OddFolder.protocol}://shards"
+        elif "file" not in _protocols(fs):
             self.connection.register_filesystem(_ExactReads(fs))
             self._folder = f"{_protocols(fs)[0]}://{self._folder}"
         self._retried: tuple[int, ...] = ()
@@ -203,3 +207,34 @@ class _ExactReads(fsspec.AbstractFileSystem):  # type: ignore[misc]
 
     def modified(self, path: str) -> Any:
         return self._fs.modified(path)
+
+
+class _OddFolder(_ExactReads):
+    """The files of one local folder whose name is not UTF-8: under another name, because DuckDB takes text only."""
+
+    protocol = "odd"
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str) -> None:
+        super().__init__(fs)
+        self.protocol = _OddFolder.protocol
+        self._folder = folder
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        return self._fs.open(self._real(path), mode)
+
+    def glob(self, path: str, **options: Any) -> Any:
+        found = self._fs.glob(f"{glob.escape(self._folder)}/{_name(path)}", **options)
+        return [f"shards/{_name(file)}" for file in found]
+
+    def info(self, path: str, **options: Any) -> Any:
+        return {**self._fs.info(self._real(path), **options), "name": path}
+
+    def modified(self, path: str) -> Any:
+        return self._fs.modified(self._real(path))
+
+    def _real(self, path: str) -> str:
+        return f"{self._folder}/{_name(path)}"
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
