@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PROCESSES ?= 2
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -31,10 +32,11 @@ types: install ## Types: mypy, strict
 	$(BIN)/mypy
 
 unit: install ## The test suite
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile
 
 chaos: install ## Kill workers, driver and requests at random over 2,400 images; the suite has a short form
 	OVSS_CHAOS_IMAGES=2400 $(BIN)/pytest tests/run/test_chaos.py --log-cli-level=INFO
+	OVSS_KILLS=10 $(BIN)/pytest tests/run/test_interruption.py -k killed
 	OVSS_MEMORY_MONITOR=1 $(BIN)/pytest tests/run/test_faults.py -k takes_the_memory
 
 format: install ## Rewrite the code in the project's format

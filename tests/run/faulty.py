@@ -97,7 +97,7 @@ class Faulty(CLIPBase):
             journal: file that gets a line per image that goes through the network: process, images before it.
             kill_rate: probability that a micro-batch kills the process.
             fits: images that fit into memory together; a too-large picture never does, but in little memory.
-            broken_gpu: index of a GPU on which nothing works.
+            broken_gpu: index of a GPU on which nothing works; the others go on when three workers have failed on it.
             seconds: time that each image takes.
         """
 
@@ -134,6 +134,12 @@ class Faulty(CLIPBase):
 
     def _break_down(self, faults: set[str]) -> None:
         on_broken_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") == self.settings.broken_gpu
+        if on_broken_gpu:
+            self._note("broken")
+        elif self.settings.broken_gpu and str(os.getpid()) in self._journal():  # not in the warm-up
+            deadline = time.monotonic() + 120
+            while self._journal().count("broken") < 3 and time.monotonic() < deadline:
+                time.sleep(0.1)
         if "device-lost" in faults or on_broken_gpu:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if "segfault" in faults:
@@ -160,6 +166,11 @@ class Faulty(CLIPBase):
             return False
         self._note(f"slow {os.getpid()}")
         return True
+
+    def _journal(self) -> list[str]:
+        """The words of the journal."""
+        path = Path(self.settings.journal or "")
+        return path.read_text().split() if path.is_file() else []
 
     def _note(self, line: str) -> None:
         if self.settings.journal is not None:

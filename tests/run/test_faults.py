@@ -238,7 +238,7 @@ class TestDevices:
         self, spec_of: Callable[..., JobSpec], cluster: Cluster, caplog: pytest.LogCaptureFixture
     ) -> None:
         cluster.add_node(num_cpus=2, num_gpus=2)
-        spec = spec_of(device="cpu", workers=2, gpus_per_worker=1, settings={"broken_gpu": "1", "seconds": 0.5})
+        spec = spec_of(device="cpu", workers=2, gpus_per_worker=1, settings={"broken_gpu": "1", "seconds": 0.05})
         with caplog.at_level("INFO", logger="ovss_ray"):
             assert run_job(spec).statuses == {"ok": 32}
         assert len(pids_of(spec.run)) == 1
