@@ -37,7 +37,6 @@ unit: install ## The test suite
 chaos: install ## Kill workers, driver and requests at random over 2,400 images; the suite has a short form
 	OVSS_CHAOS_IMAGES=2400 $(BIN)/pytest tests/run/test_chaos.py --log-cli-level=INFO
 	OVSS_KILLS=10 $(BIN)/pytest tests/run/test_interruption.py -k killed
-	OVSS_MEMORY_MONITOR=1 $(BIN)/pytest tests/run/test_faults.py -k takes_the_memory
 
 format: install ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 # Waits until it is told to begin, so that several begin together.
 _LATER = """
@@ -21,6 +22,19 @@ main()
 def heed_interrupts() -> None:
     """For `preexec_fn`: what a shell starts in the background ignores Ctrl-C, and so would all that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def kill_tree(root: int) -> None:
+    """SIGKILL a process and all its descendants, Ray's included, whatever session they have moved to."""
+    doomed = [root]
+    for pid in doomed:
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            doomed += [int(child) for child in task.read_text().split()]
+    for pid in doomed:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
 
 
 def run_together(*commands: Sequence[str]) -> list[tuple[int, str]]:

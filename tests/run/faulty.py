@@ -70,7 +70,7 @@ def grow(most: int = 12 * 2**30) -> None:
     taken = []
     while len(taken) < most // 2**26:
         taken.append(np.ones(2**23))  # 64 MiB
-        time.sleep(0.005)
+        time.sleep(0.02)
     raise RuntimeError("nobody minds")
 
 

@@ -19,9 +19,10 @@ import pytest
 from ovss_ray import open_run
 from ovss_ray.images.stores import open_store
 from tests.faults import LOST_REPLY, RESET, TRUNCATED, FaultyEndpoint, status
+from tests.processes import kill_tree
 from tests.run.conftest import CLIP, draw_photos
 from tests.run.faulty import METHOD, draw_fault
-from tests.run.test_interruption import Finished, kill_tree
+from tests.run.test_interruption import Finished
 
 log = logging.getLogger(__name__)
 

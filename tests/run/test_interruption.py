@@ -20,6 +20,7 @@ from ovss_ray.images.stores import open_store
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.heartbeat import read_beats
 from ovss_ray.run.status import read_status
+from tests.processes import kill_tree
 from tests.run.conftest import CLIP, draw_photos
 from tests.run.faulty import METHOD, draw_fault
 
@@ -45,19 +46,6 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         arguments, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )
-
-
-def kill_tree(root: int) -> None:
-    """SIGKILL a process and all its descendants, Ray's included, whatever session they have moved to."""
-    doomed = [root]
-    for pid in doomed:
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            doomed += [int(child) for child in task.read_text().split()]
-    for pid in doomed:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 class Finished:
