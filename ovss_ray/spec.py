@@ -336,8 +336,8 @@ class JobSpec(BaseModel):
     def _check_address(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        protocol, _, rest = value.partition(":/")
-        if protocol.lower() in PROTOCOLS and not rest.startswith("/"):  # else it would be a folder named "s3:"
+        protocol, mark, rest = value.partition(":/")
+        if mark and protocol.lower() in PROTOCOLS and not rest.startswith("/"):  # else it would be a folder named "s3:"
             raise ValueError(f"addresses have two slashes: {protocol}://{rest}")
         return storable(value)
 
