@@ -31,9 +31,19 @@ class OwnFolder:
 
     def __init__(self, root: Path) -> None:
         _sweep(root)
-        self.path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))
-        self._lock = (self.path / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))
+            self._lock = (self.path / _LOCK).open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if self._is_there():
+                break
+            self._lock.close()  # another process has swept it away before it was locked
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), (self.path / _LOCK).stat())
+        except FileNotFoundError:
+            return False
 
     def leave(self) -> None:
         """Give it up, to be removed by the next process that makes one."""

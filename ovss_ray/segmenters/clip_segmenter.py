@@ -69,7 +69,7 @@ class ClipSegmenter(Segmenter, Generic[TowerT]):
         self.settings.check_vocabulary(vocabulary)
         doubt = caution(self.clip.weights, vocabulary)
         if doubt is not None:
-            warnings.warn(doubt, MeaninglessLabelsWarning, stacklevel=2)
+            warnings.warn(doubt, MeaninglessLabelsWarning, stacklevel=3)  # behind the decorator
         self.clip.text.check_lengths(self.settings.with_all_texts(vocabulary))
         embeddings = self.clip.text.encode(vocabulary.queries, vocabulary.templates)
         return TextEmbeddings(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
-from ovss_ray.run.own_folders import folder_of_folders, own_folder
+from ovss_ray.run import own_folders
+from ovss_ray.run.own_folders import OwnFolder, folder_of_folders, own_folder
 
 HOLD = """
 import sys
@@ -62,3 +65,21 @@ def test_a_folder_that_others_can_enter_is_not_used(places: Path) -> None:
     other = folder_of_folders(places)
     assert other != root
     assert other.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_another_process_sweeps_before_it_is_locked_is_made_again(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder_of_folders(places)
+    lock, swept = fcntl.flock, []
+
+    def sweep_first(file: TextIO, operation: int) -> None:
+        if not swept:
+            swept.append(Path(file.name).parent)
+            own_folders._sweep(root)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_first)
+    own = OwnFolder(root)
+    assert [own.path.exists(), swept[0].exists()] == [True, False]
+    own.leave()
