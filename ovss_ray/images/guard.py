@@ -7,13 +7,13 @@ import socket
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
 
 from ovss_ray.errors import SettingError
-from ovss_ray.images.reach import INTERNAL, IPAddress, Reach, authority, is_internal, spelled_address
+from ovss_ray.images.reach import INTERNAL, IPAddress, Reach, authority_of, is_internal, spelled_address
 
 if TYPE_CHECKING:
     import aiohttp
+    from yarl import URL
 
 
 class RefusedHostError(PermissionError):
@@ -28,13 +28,15 @@ class _Hop:
     """Where a request goes next: the address itself, or what a redirect names.
 
     Attributes:
-        host, port: as the address spells them.
         follows_internal: whether that may be an internal host that is not allowed by name.
+        host, port: as the client has read them from the address; no host until it asks for a connection.
+        proxied: whether the connection leads to a proxy, which the user has named.
     """
 
-    host: str
-    port: int
-    follows_internal: bool
+    follows_internal: bool = False
+    host: str = ""
+    port: int = 0
+    proxied: bool = False
 
 
 _HOP: ContextVar[_Hop] = ContextVar("hop")  # a request is one task, and so are the hops that it is redirected
@@ -55,19 +57,34 @@ class GuardedClient:
         """A session with the options that users may give aiohttp's."""
         import aiohttp
 
+        if options.get("connector") is not None:
+            raise SettingError(
+                "storage_options['http']['client_kwargs'] cannot hold a connector: connections would not be checked"
+            )
         guard = _Guard(self.reach)
         trace = aiohttp.TraceConfig()
         trace.on_request_start.append(guard.begin)
         trace.on_request_redirect.append(guard.redirect)
-        if options.get("trust_env") or options.get("proxy"):
-            guard.proxied = True
-        elif options.get("connector") is None:
-            options["connector"] = aiohttp.TCPConnector(socket_factory=guard.connect)
+        options["connector"] = _connector(guard)
         options["trace_configs"] = [*(options.get("trace_configs") or ()), trace]
         try:
             return aiohttp.ClientSession(**options)
         except TypeError as error:
+            await options["connector"].close()
             raise SettingError(f"storage_options['http']['client_kwargs'] cannot be used: {error}") from error
+
+
+def _connector(guard: _Guard) -> aiohttp.TCPConnector:
+    import aiohttp
+
+    class Connector(aiohttp.TCPConnector):
+        """Shows the guard each request as the client has parsed it: a second parser would read some otherwise."""
+
+        async def connect(self, req: Any, *arguments: Any, **options: Any) -> Any:
+            guard.go_to(req.url, proxied=req.proxy is not None)
+            return await super().connect(req, *arguments, **options)
+
+    return Connector(socket_factory=guard.connect)
 
 
 class _Guard:
@@ -76,36 +93,29 @@ class _Guard:
     def __init__(self, reach: Reach) -> None:
         self._reach = reach
         self._internal: dict[tuple[str, int], IPAddress | None] = {}  # hosts that there may be open connections to
-        self.proxied = False
 
-    async def begin(self, _session: Any, _context: Any, params: Any) -> None:
-        self._go_to(str(params.url), self._reach.follows_internal)
+    async def begin(self, _session: Any, _context: Any, _params: Any) -> None:
+        _HOP.set(_Hop(self._reach.follows_internal))
 
-    async def redirect(self, _session: Any, _context: Any, params: Any) -> None:
-        location = params.response.headers.get("Location") or params.response.headers.get("URI")
-        if location is None:
-            return
+    async def redirect(self, _session: Any, _context: Any, _params: Any) -> None:
         here = _HOP.get()
         # From an internal host that was allowed, redirects may lead to its neighbours.
-        may_follow = here.follows_internal and (here.host, here.port) in self._internal
-        self._go_to(urljoin(str(params.url), location), may_follow)
+        _HOP.set(_Hop(here.follows_internal and (here.host, here.port) in self._internal))
 
-    def _go_to(self, url: str, follows_internal: bool) -> None:
-        try:
-            hop = _Hop(*authority(url), follows_internal)
-        except ValueError:
-            return  # aiohttp refuses it, too
-        _HOP.set(hop)
+    def go_to(self, url: URL, *, proxied: bool) -> None:
+        hop = _HOP.get()
+        hop.host, hop.port = authority_of(url)
+        hop.proxied = proxied
         if (hop.host, hop.port) in self._internal:  # a connection that is open already would be used as it is
             self._check(hop, self._internal[hop.host, hop.port])
-        if self.proxied:
+        if proxied:
             self._check_spelling(hop)
 
     def connect(self, info: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
         family, kind, protocol, _, place = info
+        hop = _HOP.get()
         address = spelled_address(str(place[0]))
-        if address is None or is_internal(address):
-            hop = _HOP.get()
+        if not hop.proxied and (address is None or is_internal(address)):
             self._check(hop, address)
             self._internal[hop.host, hop.port] = address
         return socket.socket(family, kind, protocol)

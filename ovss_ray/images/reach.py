@@ -11,16 +11,18 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from ovss_ray.errors import nearest
 from ovss_ray.images.addresses import PROTOCOLS, family_of, is_local, protocol_of
+
+if TYPE_CHECKING:
+    from yarl import URL
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 ALL_HOSTS = "*"
 _WEB = family_of("https")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -93,13 +95,19 @@ INTERNAL = "it leads to a host that is not public; --allow-hosts can allow it"
 
 
 def authority(url: str) -> tuple[str, int]:
-    """Host and port of a web address; the host as names are compared.
+    """Host and port of a web address as the web client reads them; the host as names are compared.
 
     Raises:
         ValueError: it is not a usable address.
     """
-    parts = urlsplit(url)
-    return comparable(parts.hostname or ""), parts.port or _DEFAULT_PORTS.get(parts.scheme.lower(), 0)
+    from yarl import URL
+
+    return authority_of(URL(url))
+
+
+def authority_of(url: URL) -> tuple[str, int]:
+    """Host and port of an address that is parsed; the host as names are compared."""
+    return comparable(url.raw_host or ""), url.port or 0
 
 
 def comparable(host: str) -> str:
@@ -154,11 +162,20 @@ def check_hosts(hosts: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: what is no name, address or network.
     """
-    names = tuple(comparable(name.strip()) for name in hosts)
+    names = tuple(_as_asked(comparable(name.strip())) for name in hosts)
     for name in names:
         if "://" in name or (name.count("/") and _network(name) is None) or not name:
             raise ValueError(f"{name!r} is no host; write names, addresses or networks, as images.corp,10.1.0.0/16")
     return names
+
+
+def _as_asked(name: str) -> str:
+    """A name as name servers are asked for it: "bücher.example" is "xn--bcher-kva.example"."""
+    if name.isascii() or "/" in name:
+        return name
+    from yarl import URL
+
+    return URL(f"//{name}").raw_authority
 
 
 def _is_meant(given: str, host: str, port: int, address: IPAddress | None) -> bool:

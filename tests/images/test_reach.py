@@ -291,6 +291,103 @@ def test_redirects_from_a_public_host_lead_to_no_internal_one_whoever_named_it(
     assert Fetcher().fetch(web.uri("/on.jpg"), reach=Reach("s3://bucket/list.txt")) == SECRET
 
 
+@pytest.fixture
+def second_internal(sites: Any, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A server on 127.0.0.2, which alone counts as internal: the rest of the loopback stands for the internet."""
+    for place in ("guard", "reach"):
+        monkeypatch.setattr(f"ovss_ray.images.{place}.is_internal", lambda address: str(address) == "127.0.0.2")
+    try:
+        site: Site = sites("127.0.0.2")
+    except OSError:
+        pytest.skip("this machine has one loopback address")
+    return site
+
+
+@pytest.mark.parametrize("port", ["+{}", "0_{}", " {}", "fullwidth"])
+def test_redirects_are_read_as_the_client_reads_them(port: str, web: Site, second_internal: Site) -> None:
+    number = str(second_internal.server_port)
+    wide = "".join(chr(0xFF10 + int(digit)) for digit in number)
+    spelled = wide if port == "fullwidth" else port.format(number)
+    web.pages["/moved.jpg"] = f"http://127.0.0.2:{spelled}/a.jpg".encode().decode("latin-1")  # as headers are sent
+    assert "a host that is not public" in refused(web.uri("/moved.jpg"), Reach("/data/list.txt"))
+    assert not second_internal.requests
+
+
+def test_redirects_use_no_connection_that_the_list_itself_has_opened(web: Site, second_internal: Site) -> None:
+    wide = "１２７.0.0.2".encode().decode("latin-1")
+    web.pages["/moved.jpg"] = second_internal.uri("/a.jpg", wide)
+    fetcher = Fetcher(attempts=1)
+    reach = Reach("/data/list.txt")
+    assert fetcher.fetch(second_internal.uri("/a.jpg", "127.0.0.2"), reach=reach) == SECRET
+    with pytest.raises(ImageError, match="a host that is not public"):
+        fetcher.fetch(web.uri("/moved.jpg"), reach=reach)
+    assert second_internal.requests == {"/a.jpg": 1}
+
+
+def test_names_that_are_not_ascii_are_compared_as_name_servers_are_asked(
+    web: Site, inner: Site, name_server: dict[str, str]
+) -> None:
+    name_server["xn--bcher-kva.example"] = "127.0.0.1"
+    spec = JobSpec.build({**JOB, "allow_hosts": f"Bücher.example:{inner.server_port}"}, source="job")
+    reach = Reach(web.uri("/list.txt"), hosts=spec.allow_hosts)
+    assert Fetcher().fetch(inner.uri("/a.jpg", "bücher.example"), reach=reach) == SECRET
+    assert "not public" in refused(inner.uri("/a.jpg", "bücher.example"), Reach(web.uri("/list.txt")))
+
+
+# -- proxies ---------------------------------------------------------------------------------------------------------
+
+PROXIED = {"http": {"client_kwargs": {"trust_env": True}}}
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without proxies."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("name_server", "no_proxy")
+@pytest.mark.parametrize("spared", [False, True])
+def test_connections_that_go_past_the_proxy_are_checked(
+    spared: bool, web: Site, inner: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if spared:
+        monkeypatch.setenv("http_proxy", web.uri(""))
+        monkeypatch.setenv("no_proxy", "images.example")
+    with pytest.raises(ImageError, match="a host that is not public"):
+        Fetcher(PROXIED, attempts=1).fetch(inner.uri("/a.jpg", "images.example"), reach=Reach("s3://bucket/list.txt"))
+    assert not inner.requests
+    assert not web.requests
+
+
+@pytest.mark.usefixtures("name_server", "no_proxy")
+@pytest.mark.parametrize("named", ["by the environment", "by the options"])
+def test_a_proxy_may_be_internal_and_what_is_asked_of_it_may_not(
+    named: str, web: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PROXIED if named == "by the environment" else {"http": {"client_kwargs": {"proxy": web.uri("")}}}
+    if named == "by the environment":
+        monkeypatch.setenv("http_proxy", web.uri(""))
+    web.pages["http://public.example/a.jpg"] = b"good"
+    web.pages["http://public.example/moved.jpg"] = "http://10.0.0.1/b.jpg"
+    web.pages["http://public.example/wide.jpg"] = "http://１０.0.0.1:+80/b.jpg".encode().decode("latin-1")
+    fetcher, reach = Fetcher(options, attempts=1), Reach("s3://bucket/list.txt")
+    assert fetcher.fetch("http://public.example/a.jpg", reach=reach) == b"good"
+    for uri in ("http://public.example/moved.jpg", "http://public.example/wide.jpg", "http://10.0.0.1/b.jpg"):
+        with pytest.raises(ImageError, match="a host that is not public"):
+            fetcher.fetch(uri, reach=reach)
+    assert not [path for path in web.requests if "10.0.0.1" in path]
+    with pytest.raises(ImageError, match="a host that is not public"):  # the proxy is no host of the list
+        Fetcher(attempts=1).fetch(web.uri("/a.jpg"), reach=reach)
+
+
+def test_a_connector_that_would_not_be_checked_is_refused(web: Site) -> None:
+    options = {"http": {"client_kwargs": {"connector": object()}}}
+    with pytest.raises(ImageError, match="cannot hold a connector"):
+        Fetcher(options, attempts=1).fetch(web.uri("/a.jpg"))
+
+
 @pytest.mark.parametrize("place", ["file:///etc/passwd", "s3://bucket/a.jpg", "ftp://127.0.0.1/a.jpg", "data:,x"])
 def test_redirects_lead_to_no_other_protocol(place: str, web: Site) -> None:
     web.pages["/moved.jpg"] = place
