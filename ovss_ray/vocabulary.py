@@ -272,7 +272,8 @@ def _is_path(source: Source, text: str) -> bool:
         return False
     if text.lower().endswith(_FILE_ENDINGS) or "://" in text:
         return True
-    return "," not in text and ("/" in text or Path(text).exists())
+    # Unlike `Path.exists` this answers no for a text too long to be a name.
+    return "," not in text and ("/" in text or os.path.exists(text))  # noqa: PTH110
 
 
 def _refuse_duplicates(entries: Sequence[Entry]) -> None:
@@ -305,7 +306,7 @@ def _find_background(
     names = [item.name for item in classes]
     if isinstance(background, str) and background in names:
         return names.index(background)
-    if str(background).isdigit() and int(background) < len(names):
+    if str(background).isdecimal() and int(background) < len(names):
         return int(background)
     raise SettingError(
         f"the background '{background}' is neither a class of {origin} nor an id from 0 to {len(names) - 1}"

@@ -111,6 +111,7 @@ def test_a_text_file_saved_by_a_windows_editor(tmp_path: Path) -> None:
         ("cat: [kitten]\ndog:\nowl: wren\n", ("cat", "dog", "owl"), ("cat", "kitten", "dog", "owl", "wren")),
         ("- cat: kitten\n- dog: [puppy]\n- owl\n", ("cat", "dog", "owl"), ("cat", "kitten", "dog", "puppy", "owl")),
         ("classes: [cat, dog]\nbackground: dog\ntemplates: single\n", ("cat", "dog"), ("cat", "dog")),
+        ("classes:\n- cat: kitten\n- dog\n", ("cat", "dog"), ("cat", "kitten", "dog")),
         ("classes:\n- {name: boat, synonyms: [ship]}\n- {name: cat}\n", ("boat", "cat"), ("ship", "cat")),
     ],
 )
@@ -137,17 +138,85 @@ def test_files_that_other_programs_export(tmp_path: Path, name: str, text: str) 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a.txt", "0: cat\n1: dog\n"),
-        ("a.json", '{"0": "cat", "1": "dog"}'),
-        ("a.yaml", "1: cat\n2: dog\n"),
-        ("a.yaml", "- 0: cat\n- 1: dog\n"),
+        ("a.txt", "0: cat, kitten\n1: dog\n2: owl\n"),
+        ("a.txt", "2: owl\n0: cat; kitten\n1, dog\n"),
+        ("a.json", '{"0": "cat, kitten", "2": "owl", "1": "dog"}'),
+        ("a.json", '{"classes": {"0": ["cat", "kitten"], "1": "dog", "2": "owl"}}'),
+        ("a.yaml", "0: cat; kitten\n2: owl\n1: dog\n"),
+        ("a.yaml", "- 1: dog\n- 0: [cat, kitten]\n- 2: owl\n"),
+        ("a.yaml", "classes:\n- '2: owl'\n- 0: [cat, kitten]\n- 1: dog\n"),
     ],
 )
-def test_ids_are_not_taken_for_the_names_of_classes(tmp_path: Path, name: str, text: str) -> None:
-    path = write(tmp_path, name, text)
-    with pytest.raises(SettingError, match=r"cat' would be a class called '[01]'; give the names alone, in the order"):
-        load_vocabulary(path)
+def test_where_all_keys_are_ids_the_names_stand_behind_them(tmp_path: Path, name: str, text: str) -> None:
+    vocabulary = load_vocabulary(write(tmp_path, name, text))
+    assert [(item.name, item.queries) for item in vocabulary.classes] == [
+        ("cat", ("cat", "kitten")),
+        ("dog", ("dog",)),
+        ("owl", ("owl",)),
+    ]
+
+
+def test_keys_sorted_as_strings_are_ids_all_the_same() -> None:
+    names = [f"class {index}" for index in range(12)]
+    assert load_vocabulary({str(index): names[index] for index in sorted(range(12), key=str)}).names == tuple(names)
+    assert load_vocabulary(dict(enumerate(names)), background=11).background == 11
+
+
+def test_classes_may_be_called_by_numbers() -> None:
     assert load_vocabulary([{"name": "0", "synonyms": "zero"}]).queries == ("0", "zero")
+    assert load_vocabulary([{"name": "7", "synonyms": "seven"}, "3: three"]).names == ("7", "3")
+    assert load_vocabulary({"2": None, "7": []}).names == load_vocabulary("2,7").names == ("2", "7")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.txt",
+            "2: cat\n3: dog\n",
+            "line 1: the id of 'cat' is 2, but ids run from 0 to 1 where there are 2 of them",
+        ),
+        ("a.yaml", "1: cat\n2: dog\n", "line 2: the id of 'dog' is 2, but ids run from 0 to 1"),
+        ("a.yaml", "0: cat\n1:\n", "line 2: the id 1 has no name; write '1: name'"),
+        ("a.txt", "0: cat\n0: dog\n", "line 2: the id 0 is given twice; remove one"),
+    ],
+)
+def test_other_ids_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(SettingError, match="^[^\n]*$") as caught:
+        load_vocabulary(write(tmp_path, name, text))
+    assert message in str(caught.value)
+
+
+def test_a_comment_may_follow_a_tab_a_separator_or_a_quotation(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", "cat\t# one\ndog: puppy,# two\nC#: 'a # b' # three\n\t# four\n")
+    assert [item.queries for item in load_vocabulary(path).classes] == [("cat",), ("dog", "puppy"), ("C#", "a # b")]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("class,class_name\n0,cat\n1,dog\n", ("cat", "dog")),
+        ("label,class\n7,cat\n8,dog\n", ("cat", "dog")),
+        ("class,name,label\nx,cat,u\ny,dog,v\n", ("cat", "dog")),
+        ("label\n2\nB2\n", ("2", "B2")),
+    ],
+)
+def test_the_column_of_names_is_not_that_of_numbers(tmp_path: Path, text: str, names: tuple[str, ...]) -> None:
+    assert load_vocabulary(write(tmp_path, "a.csv", text)).names == names
+
+
+def test_a_table_with_numbers_for_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"a\.csv: the column 'label' holds numbers only; put the names"):
+        load_vocabulary(write(tmp_path, "a.csv", "label,category\n0,cat\n1,dog\n"))
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "cat: " + "; ".join(f"kitten{index}" for index in range(60))])
+def test_a_long_text_is_no_path(text: str) -> None:
+    if text.startswith("cat"):
+        assert len(load_vocabulary(text).queries) == 61
+    else:
+        with pytest.raises(SettingError, match="has 300 characters; 200 is the limit"):
+            load_vocabulary(text)
 
 
 def test_a_yaml_file_can_carry_its_own_rules(tmp_path: Path) -> None:
@@ -269,7 +338,7 @@ def test_the_background_can_be_changed_on_a_loaded_vocabulary() -> None:
     assert (changed.background, changed.templates) == (1, ("{}",))
 
 
-@pytest.mark.parametrize("background", ["bird", 2, "-1", True])
+@pytest.mark.parametrize("background", ["bird", 2, "-1", True, "²"])
 def test_a_background_that_does_not_exist(background: str | int) -> None:
     with pytest.raises(SettingError, match="is neither a class of"):
         load_vocabulary("cat,dog", background=background)

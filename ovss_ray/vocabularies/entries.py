@@ -3,7 +3,7 @@
 * A text file (or a string of several lines): one class a line, as `notation.py` says, or `name, synonym, synonym`;
   `#` starts a comment. On the command line: classes separated by commas. In a list: one class an item.
 * A table (CSV, TSV) with the columns `name` and `synonyms`, or a list of objects `{name, synonyms}`.
-* A mapping `name: synonyms`.
+* A mapping `name: synonyms`. Where all keys are numbers they are the ids: `0: name, synonym`, in any order.
 * YAML or JSON: a list or a mapping as above, alone or under `classes` beside `name`, `background` and `templates`.
 * The form of the shipped lists: a list of objects `{id, name, synonyms, color}` under `classes`. In this form alone the
   name is a query only where no synonyms are given; in all others it always is. `variants` replace synonyms of some
@@ -117,8 +117,7 @@ def parse_lines(text: str, origin: str) -> ClassList:
             raise SettingError(f"{place}: write 'name: synonym, synonym' or 'name, synonym, synonym', not both")
         listed = ":".join(behind) or ",".join(others)
         entries.append(_named_entry(place, unquote(head, place), parse_synonyms(listed, place)))
-    _refuse_ids(entries, origin)
-    return ClassList(entries=tuple(entries))
+    return ClassList(entries=_by_id(entries))
 
 
 def parse_table(text: str, origin: str) -> ClassList:
@@ -156,15 +155,13 @@ def parse_value(value: Any, origin: str, variant: str | None = None) -> ClassLis
 def _classes(value: Any, origin: str, replaced: Mapping[int, tuple[str, ...]] | None) -> tuple[Entry, ...]:
     """`replaced` has the synonyms of a variant by class, in the form of the shipped lists; None is any other form."""
     if isinstance(value, Mapping):
-        mapped = tuple(_keyed_entry(key, item, _place(origin, key)) for key, item in value.items())
-        _refuse_ids(mapped, origin)
-        return mapped
+        return _by_id([_keyed_entry(key, item, _place(origin, key)) for key, item in value.items()])
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise SettingError(f"{origin}: the classes must be a list of names or a mapping name: synonyms")
     entries = []
     for index, item in enumerate(value):
         if isinstance(item, Mapping):
-            if replaced is None and len(item) == 1 and not _FIELDS.intersection(item):
+            if len(item) == 1 and not _FIELDS.intersection(item):
                 [(key, synonyms)] = item.items()  # what YAML makes of `- cat: kitten`
                 entries.append(_keyed_entry(key, synonyms, _place(origin, key, index)))
             elif replaced is None:
@@ -176,9 +173,9 @@ def _classes(value: Any, origin: str, replaced: Mapping[int, tuple[str, ...]] | 
             entries.append(_named_entry(place, *parse_class(item, place)))
         else:
             raise SettingError(f"{origin}, class {index + 1}: {item!r} is not a name")
-    if not any(isinstance(item, Mapping) and len(item) > 1 for item in value):
-        _refuse_ids(entries, origin)
-    return tuple(entries)
+    if any(isinstance(item, Mapping) and _FIELDS.intersection(item) for item in value):
+        return tuple(entries)  # what an object calls its name is one, be it a number
+    return _by_id(entries)
 
 
 def _keyed_entry(key: Any, value: Any, place: str) -> Entry:
@@ -188,18 +185,28 @@ def _keyed_entry(key: Any, value: Any, place: str) -> Entry:
     return _named_entry(place, str(key), _synonyms(value, place))
 
 
-def _refuse_ids(entries: Sequence[Entry], origin: str) -> None:
-    """`0: cat` is meant as an id and its name, and would be the class "0" with the synonym "cat"."""
-    names = [entry.name for entry in entries]
-    if (
-        names
-        and names in ([str(index + first) for index in range(len(names))] for first in (0, 1))
-        and all(len(entry.queries) == 2 for entry in entries)
-    ):
+def _by_id(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Classes in their order or, where all are written as `0: cat, kitten`, in that of the ids before their names."""
+    if not any(len(entry.queries) > 1 for entry in entries):
+        return tuple(entries)  # numbers without names behind them are names
+    if not all(entry.name.isascii() and entry.name.isdecimal() for entry in entries):
+        return tuple(entries)
+    by_id: dict[int, Entry] = {}
+    for entry in entries:
+        number = int(entry.name)
+        if len(entry.queries) == 1:
+            raise SettingError(f"{entry.place}: the id {entry.name} has no name; write '{entry.name}: name'")
+        if number in by_id:
+            raise SettingError(f"{entry.place}: the id {number} is given twice; remove one")
+        by_id[number] = replace(entry, name=entry.queries[1], queries=entry.queries[1:])
+    if max(by_id) != len(by_id) - 1:
+        odd = min(number for number in by_id if number >= len(by_id))
         raise SettingError(
-            f"{origin}: '{names[0]}: {entries[0].queries[1]}' would be a class called '{names[0]}'; give the names "
-            'alone, in the order of their ids (or {"name": "0", "synonyms": ...} if classes are called by numbers)'
+            f"{by_id[odd].place}: the id of '{by_id[odd].name}' is {odd}, but ids run from 0 to {len(by_id) - 1} where "
+            f"there are {len(by_id)} of them; number the classes so, or give their names alone (or "
+            f'{{"name": "{odd}", "synonyms": ...}} for a class that is called by its number)'
         )
+    return tuple(by_id[number] for number in range(len(by_id)))
 
 
 def _described_entry(item: Mapping[str, Any], index: int, origin: str, replacement: tuple[str, ...] | None) -> Entry:

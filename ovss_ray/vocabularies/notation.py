@@ -20,7 +20,7 @@ _HEADINGS = {"id", "name", "class", "synonyms", "color", "queries", "label"}
 
 _QUOTED = r"""\s*(?:"(?:[^"]|"")*"|'(?:[^']|'')*')\s*"""
 # Quotation marks count where a part begins and ends: in 24" or potter's wheel they are characters like any other.
-_TOKEN = re.compile(rf"(?P<quoted>(?:^|(?<=[,;|:])){_QUOTED}(?=[,;|:]|$))|(?P<stop>[,;|:])|[^,;|:]+")
+_TOKEN = re.compile(rf"(?P<quoted>(?:^|(?<=[,;|:])){_QUOTED}(?=[,;|:#]|$))|(?P<stop>[,;|:])|[^,;|:]+")
 
 
 def split_unquoted(text: str, separators: str) -> list[str]:
@@ -64,13 +64,12 @@ def parse_synonyms(text: str, place: str) -> list[str]:
 
 
 def without_comment(line: str) -> str:
-    """A line up to a `#` at its beginning or behind a space, unless that stands in quotation marks."""
-    if line.lstrip().startswith("#"):
-        return ""
+    """A line up to a `#` that begins a part of it or stands behind white space, but not within quotation marks."""
     kept = ""
     for token in _TOKEN.finditer(line):
-        if not token["quoted"] and " #" in token[0]:
-            return kept + token[0].partition(" #")[0]
+        comment = None if token["quoted"] else re.search(r"(?:^|\s)#", token[0])
+        if comment:
+            return kept + token[0][: comment.start()]
         kept += token[0]
     return kept
 
