@@ -19,12 +19,9 @@ from ovss_ray.run.job import LISTING_SETTINGS
 from ovss_ray.segmenters import get_method, method_names, protocol_names
 from ovss_ray.spec import JobSpec
 from ovss_ray.version import __version__
+from tests.processes import ovss_ray
 
 CLIP = "ovss-demo/random"
-
-
-def ovss_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ovss_ray", *arguments], capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +155,7 @@ def test_storage_options_come_as_json(s3: str, s3_endpoint: str, photos: Path) -
     job = ["--classes", "cat,dog", "--clip", CLIP, "--engine", "local", "--templates", "single"]
     for arguments in (["label", str(photos), f"{s3}/run", *job], ["status", f"{s3}/run"], ["verify", f"{s3}/run"],
                       ["retry", f"{s3}/run"], ["extend", f"{s3}/run", "--plan-only"]):  # fmt: skip
-        result = subprocess.run([sys.executable, "-m", "ovss_ray", *arguments, *given], capture_output=True, text=True,
-                                timeout=240, env=environment)  # fmt: skip
+        result = ovss_ray(*arguments, *given, env=environment)
         assert result.returncode == 0, result.stderr
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +19,7 @@ from ovss_ray.errors import SettingError
 from ovss_ray.printable import printable, printable_lines
 from ovss_ray.spec import JobSpec
 from ovss_ray.vocabulary import load_vocabulary
+from tests import processes
 from tests.evaluation.tiny_runs import TinyRun, draw_labels, write_truth
 
 CLASSES = ("sky[/b]", "[red]grass :dog:", "\x1b[31mdog\x1b[2J", "c\u202eat\x9b", "<script>alert(1)</script>")
@@ -29,13 +29,11 @@ BROKEN = "b\n\x1b]0;title\x07[red]\u202e.jpg"
 
 def ovss_ray(*arguments: str, encoding: str = "utf-8", **environment: str) -> subprocess.CompletedProcess[str]:
     """What a command prints, checked to hold nothing that a terminal would act on."""
-    command = [sys.executable, "-m", "ovss_ray", *arguments]
     shell = {**os.environ, "COLUMNS": "160", "PYTHONIOENCODING": encoding, **environment}
-    result = subprocess.run(command, capture_output=True, timeout=240, check=False, env=shell)
-    shown = result.stdout.decode(encoding), result.stderr.decode(encoding)
-    for text in shown:
+    result = processes.ovss_ray(*arguments, env=shell)
+    for text in (result.stdout, result.stderr):
         assert re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text) is None, ascii(text)
-    return subprocess.CompletedProcess(command, result.returncode, *shown)
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from ovss_ray.images.stores import open_store
 from ovss_ray.run import worker as worker_module
 from ovss_ray.run.driver import run_job
 from ovss_ray.spec import JobSpec
+from tests.processes import ovss_ray
 from tests.run.conftest import CLIP, draw_photos
 from tests.run.faulty import METHOD, draw_fault
 
@@ -304,10 +305,6 @@ def test_an_estimate_in_words(make_spec: MakeSpec, photos: Path) -> None:
     text = estimate_text(estimate, spec)
     assert "In brackets: 95 % intervals, from the spread between 4 parts of the sample." in text
     assert caveats(estimate, spec)[-1].startswith("not knowable from a sample: throttling")
-
-
-def ovss_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ovss_ray", *arguments], capture_output=True, text=True, timeout=240)
 
 
 def test_the_command_says_the_same_as_text_and_as_json(photos: Path, tmp_path: Path) -> None:

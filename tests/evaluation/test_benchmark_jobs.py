@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ovss_ray.spec import JobSpec
 from ovss_ray.vocabulary import load_vocabulary
 from tests.evaluation.benchmark_trees import HEIGHT, TREES, WIDTH, save_photo
 from tests.evaluation.label_files import Labels, save_grey
+from tests.processes import ovss_ray
 
 ROOT = Path(__file__).parents[2]
 CAMVID = ROOT / "../shared/data/camvid"
@@ -32,9 +32,8 @@ SMALL = ["--clip", "demo", "--templates", "single", "--engine", "local", "--set"
 
 
 def run(job: str | Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ovss_ray", "run", str(job), *flags]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=variables, cwd=ROOT)
+    return ovss_ray("run", str(job), *flags, env=variables, cwd=ROOT)
 
 
 def mean_iou(truths: list[Labels], labels: list[Labels]) -> float:

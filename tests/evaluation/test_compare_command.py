@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from ovss_ray.demo.scenes import CLASSES
 from ovss_ray.evaluation.compare import compare_evaluations
+from tests.processes import ovss_ray
 from tests.scored_demo import ScoredDemo
 
 
 def evaluate(demo: ScoredDemo, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ovss_ray", "evaluate", str(demo.folder / "maskclip"), "--engine", "local",
-               "--ground-truth", str(demo.labels), "--classes", ",".join(CLASSES), *flags]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    truth = ["--ground-truth", str(demo.labels), "--classes", ",".join(CLASSES)]
+    return ovss_ray("evaluate", str(demo.folder / "maskclip"), "--engine", "local", *truth, *flags)
 
 
 def test_runs_are_set_side_by_side_on_the_terminal_in_json_and_on_the_page(

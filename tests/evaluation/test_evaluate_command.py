@@ -19,15 +19,13 @@ from ovss_ray.evaluation.evaluate import evaluate_run
 from ovss_ray.evaluation.ground_truth import open_folder_truth
 from ovss_ray.images.stores import open_store
 from tests.evaluation.tiny_runs import NAMES, TinyRun, draw_labels, scored_run, write_truth
-from tests.processes import heed_interrupts
-from tests.run.test_interruption import kill_tree
+from tests.processes import heed_interrupts, kill_tree, ovss_ray
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
-def ovss_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ovss_ray", "evaluate", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**ENVIRONMENT, **os.environ})
+def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return ovss_ray("evaluate", *arguments, env={**ENVIRONMENT, **os.environ})
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,7 @@ def demo(tour: Tour) -> list[str]:
 
 
 def test_the_demo_is_scored_as_its_tour_says(tour: Tour, demo: list[str], tmp_path: Path) -> None:
-    result = ovss_ray(*demo, "--json", str(tmp_path / "scores.json"), "--seen", "circle,square")
+    result = evaluate(*demo, "--json", str(tmp_path / "scores.json"), "--seen", "circle,square")
     assert result.returncode == 0, result.stderr
     lines = {line.split("  ")[0]: line for line in result.stdout.splitlines()}
     assert f"{100 * tour.miou:.2f}" in lines["mIoU"]
@@ -64,7 +62,7 @@ def test_the_demo_is_scored_as_its_tour_says(tour: Tour, demo: list[str], tmp_pa
 
 
 def test_json_alone_goes_to_standard_output(tour: Tour, demo: list[str]) -> None:
-    result = ovss_ray(*demo, "--no-boundary", "--json", "-")
+    result = evaluate(*demo, "--no-boundary", "--json", "-")
     record = json.loads(result.stdout)
     assert (result.returncode, record["exit_code"]) == (0, 0)
     assert record["scores"]["boundary_iou"] is None
@@ -76,7 +74,7 @@ def test_a_partial_evaluation_tells_what_is_missing_and_why(tmp_path: Path) -> N
     TinyRun(run.uri, labels).write(done=(0, 1))
     write_truth(str(tmp_path / "truth"), {6: truth[6][1:]})
     arguments = [run.uri, "--ground-truth", str(tmp_path / "truth"), "--classes", ",".join(NAMES), "--engine", "local"]
-    result = ovss_ray(*arguments)
+    result = evaluate(*arguments)
     assert result.returncode == 5
     assert "       5  no_labels\n" in result.stdout
     shown = [line.strip() for line in result.stdout.splitlines() if "corrupt, the file ends too early" in line]
@@ -104,7 +102,7 @@ def test_a_partial_evaluation_tells_what_is_missing_and_why(tmp_path: Path) -> N
 )
 def test_wrong_settings_end_in_one_sentence(tour: Tour, arguments: list[str], said: str) -> None:
     labels = str(tour.images.parent / "labels")
-    result = ovss_ray(str(tour.run), *[labels if item == "{labels}" else item for item in arguments])
+    result = evaluate(str(tour.run), *[labels if item == "{labels}" else item for item in arguments])
     assert (result.returncode, result.stdout) == (2, "")
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -116,8 +114,8 @@ def test_run_and_truth_may_lie_in_a_store_that_options_describe(s3: str, s3_endp
     options = json.dumps({"s3": {"key": "test", "secret": "test", "endpoint_url": s3_endpoint}})
     bare = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     arguments = [run.uri, "--ground-truth", f"{s3}/truth", "--classes", ",".join(NAMES), "--engine", "local"]
-    command = [sys.executable, "-m", "ovss_ray", "evaluate", *arguments, "--storage-options", options, "--json", "-"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, env=bare, check=True)
+    result = ovss_ray("evaluate", *arguments, "--storage-options", options, "--json", "-", env=bare)
+    assert result.returncode == 0, result.stderr
     here = evaluate_run(run.uri, open_folder_truth(f"{s3}/truth", list(NAMES)), engine="local")
     assert json.loads(result.stdout)["scores"] == here.scores.record()
 
@@ -138,7 +136,7 @@ def test_killed_and_given_again_it_goes_on(tmp_path: Path, engine: str) -> None:
     process.wait()
     before = tables(run.uri)
     assert 3 <= len(before) < run_shards
-    again = ovss_ray(*arguments, "--json", "-")
+    again = evaluate(*arguments, "--json", "-")
     assert again.returncode == 0, again.stderr
     record = json.loads(again.stdout)
     assert (record["images_evaluated"], record["scores"]["miou"]) == (90, 1.0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ import ovss_ray
 from ovss_ray.errors import MeaninglessLabelsWarning
 from ovss_ray.run.driver import run_job
 from ovss_ray.spec import JobSpec
+from tests import processes
 from tests.run.conftest import make_spec, photos
 
 __all__ = ["make_spec", "photos"]
@@ -27,16 +26,14 @@ IMAGE = np.zeros((64, 64, 3), np.uint8)
 
 def test_a_run_with_random_weights_says_so_from_beginning_to_end(photos: Path, tmp_path: Path) -> None:
     flags = ["--classes", "cat,dog", "--clip", "ovss-demo/random", "--engine", "local", "--limit", "2"]
-    command = [sys.executable, "-m", "ovss_ray", "label", str(photos), str(tmp_path / "run"), *flags]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    result = processes.ovss_ray("label", str(photos), str(tmp_path / "run"), *flags)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count(RANDOM) == 1
     assert f"Warning: {RANDOM}\n" in result.stdout
     assert json.loads((tmp_path / "run" / "run.json").read_text())["warnings"] == [RANDOM]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"] == [RANDOM]
     assert ovss_ray.open_run(str(tmp_path / "run")).warnings == (RANDOM,)
-    command = [sys.executable, "-m", "ovss_ray", "status", str(tmp_path / "run")]
-    assert f"Warning: {RANDOM}\n" in subprocess.run(command, capture_output=True, text=True, timeout=240).stdout
+    assert f"Warning: {RANDOM}\n" in processes.ovss_ray("status", str(tmp_path / "run")).stdout
 
 
 @pytest.mark.parametrize(
