@@ -45,10 +45,8 @@ _BRANDS: tuple[tuple[str, frozenset[bytes]], ...] = (
     ("AVIF", frozenset((b"avif", b"avis"))),
     ("HEIC", frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))),
 )
-_HTML = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
-_SVG = re.compile(
-    rb"\s*(?:<\?xml.*?\?>\s*)?(?:<!--.*?-->\s*)*(?:<!doctype\s+svg.*?>\s*)?<svg\b", re.IGNORECASE | re.DOTALL
-)
+_HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
+_SVG = re.compile(rb"<(?:!doctype\s+)?svg\b", re.IGNORECASE)
 _PNM = re.compile(rb"P[1-7]\s")
 
 
@@ -61,17 +59,33 @@ def sniff_format(data: bytes) -> str | None:
         if head.startswith(signature, offset) and (name != "BMP" or head.startswith(b"BM")):
             return name
     head = head.removeprefix(b"\xef\xbb\xbf")
-    if _HTML.match(head):
+    head = head.lstrip()
+    if _HTML.match(_without(head, (b"<!--", b"-->"))):
         return "HTML page"
-    if _SVG.match(head):
+    if _SVG.match(_without(head, (b"<!--", b"-->"), (b"<?xml", b"?>"))):
         return "SVG"
-    if head.lstrip().startswith(b"<?xml"):
+    if head.startswith(b"<?xml"):
         return "XML document"
-    if head.lstrip()[:1] in (b"{", b"["):
+    if head[:1] in (b"{", b"["):
         return "JSON document"
     if _PNM.match(head):
         return "PNM"
     return "text file" if _is_text(head) else None
+
+
+def _without(head: bytes, *brackets: tuple[bytes, bytes]) -> bytes:
+    """What follows the comments, or what else stands in these brackets, that a document begins with.
+
+    Not by a regular expression: a row of comments has exponentially many ways to be one comment or several.
+    """
+    while True:
+        for opening, closing in brackets:
+            end = head.find(closing, len(opening)) if head[: len(opening)].lower() == opening else -1
+            if end >= 0:
+                head = head[end + len(closing) :].lstrip()
+                break
+        else:
+            return head
 
 
 def _brand(head: bytes) -> str:

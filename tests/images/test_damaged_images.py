@@ -35,6 +35,10 @@ def test_an_empty_file() -> None:
         (b"\n <!-- proxy --> <HTML>", "HTML page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML document.*server answered"),
         (b"<?xml version='1.0'?><svg xmlns='x'/>", "SVG"),
+        (b"<?XML version='1.0'?>\n<!-- a --><!-- > --> <!DOCTYPE svg PUBLIC 'x' [<!ENTITY a 'b'>]><svg/>", "SVG"),
+        (b"<!---->" * 100 + b"<body>", "HTML page"),
+        (b"<!---->" * 100 + b"x", "text file"),  # which a regular expression would ponder until the sun is out
+        (b"<!-- " * 100 + b"<html>", "text file"),
         (b'{"error": "expired"}', "JSON document"),
         ("just some näive text".encode(), "text file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "text file"),
