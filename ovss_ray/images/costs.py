@@ -6,6 +6,8 @@ import struct
 
 from PIL import Image, ImageFile
 
+from ovss_ray.images.tiles import tile_bytes
+
 STRIP_PIXELS = 1 << 20
 """Pixels that are converted to RGB at a time."""
 
@@ -66,7 +68,7 @@ def _decoder_bytes(kind: str, data: bytes, image: ImageFile.ImageFile, stored: i
     if kind == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         one_strip: int = pixels * max(sum(tags.get(_BITS_PER_SAMPLE, (1,))) // 8, 4 if image.mode == "RGB" else 1)
-        return max(one_strip, stored if tags.get(_ORIENTATION, 1) != 1 else 0)
+        return max(one_strip, tile_bytes(data, image), stored if tags.get(_ORIENTATION, 1) != 1 else 0)
     return pixels if kind in ("GIF", "BMP") else 0
 
 

@@ -17,6 +17,7 @@ from ovss_ray.images.costs import STRIP_PIXELS, canvas_size, decoding_bytes
 from ovss_ray.images.damage import explained
 from ovss_ray.images.formats import sniff_format
 from ovss_ray.images.plugins import FORMATS, plugin_for
+from ovss_ray.images.tiles import tile_size
 
 # Changes whenever the same bytes give other pixels; part of the fingerprint of a run.
 DECODING_VERSION = 2
@@ -89,6 +90,9 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Encoded
             return EncodedImage(kind, *size, len(data), needed, partial(plugin, io.BytesIO(data)))
         image = plugin(io.BytesIO(data))
         _check_size(*image.size, max_pixels)
+        if kind == "TIFF" and (tile := tile_size(data, image)) is not None:
+            # Tiles of a usual size are no reason to refuse a small image.
+            _check_size(*tile, max(max_pixels, STRIP_PIXELS), "a tile of ")
         needed = decoding_bytes(kind, data, *image.size, image)
         return EncodedImage(kind, *image.size, len(data), needed, lambda: image)
 
@@ -138,9 +142,9 @@ def upright_rgb(image: Image.Image) -> Pixels:
     return upright
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int, what: str = "") -> None:
     if width * height > max_pixels:
-        raise ImageError("too_large", f"{width} x {height} pixels, over the limit of {max_pixels} pixels")
+        raise ImageError("too_large", f"{what}{width} x {height} pixels, over the limit of {max_pixels} pixels")
 
 
 def _why_no_image(kind: str | None, data: bytes) -> tuple[str, str]:

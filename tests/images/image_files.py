@@ -97,3 +97,38 @@ def tiff(
     mark = b"II*\0" if order == "<" else b"MM\0*"
     start = struct.pack(f"{order}I", offset + len(padding))
     return mark + start + body + tables + padding + directory + struct.pack(f"{order}I", 0)
+
+
+def tiled_tiff(
+    values: np.ndarray,
+    tile: tuple[int, int],
+    order: str = "<",
+    *,
+    big: bool = False,
+    entries_before: tuple[tuple[int, int, int], ...] = (),
+) -> bytes:
+    """A TIFF written by hand from uint8 [H, W] values in one deflated tile of a width and height.
+
+    `entries_before` (tag, type, value) come first in its directory.
+    """
+    height, width = values.shape
+    shrink = zlib.compressobj()
+    rows = (row.tobytes().ljust(tile[0], b"\0") for row in values)
+    padding = (bytes(tile[0]) for _ in range(tile[1] - height))
+    body = b"".join([*map(shrink.compress, rows), *map(shrink.compress, padding), shrink.flush()])
+    start = 16 if big else 8
+    body += b"\0" * (len(body) % 2)
+    entries = [
+        *entries_before,
+        *((256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1)),
+        *((322, 4, tile[0]), (323, 4, tile[1]), (324, 4, start), (325, 4, len(body))),
+    ]
+    count, entry, offset = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
+    directory = struct.pack(f"{order}{count}", len(entries))
+    for tag, kind, number in entries:
+        packed = struct.pack(f"{order}{'H' if kind == 3 else 'Q' if kind > 4 and big else 'I'}", number)
+        directory += struct.pack(f"{order}{entry}", tag, kind, 1) + packed.ljust(8 if big else 4, b"\0")
+    mark = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 43 if big else 42)
+    sizes = struct.pack(f"{order}HH", 8, 0) if big else b""
+    place = struct.pack(f"{order}{offset}", start + len(body))
+    return mark + sizes + place + body + directory + struct.pack(f"{order}{offset}", 0)

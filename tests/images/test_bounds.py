@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_files import tiled_tiff
 
 from ovss_ray.errors import ImageError, InputError
 from ovss_ray.images import Fetcher, list_images, open_store
+from ovss_ray.images.decoding import decode_image, read_header
 from tests.images.conftest import RangeServer, fetch, tar_of
 from tests.images.endless import TOTAL, EndlessServer, endless_server, packed
 
@@ -210,3 +213,33 @@ def test_a_member_over_the_limit_is_not_read(range_server: RangeServer) -> None:
     with pytest.raises(ImageError, match="5000 bytes, over the limit of 1000 bytes") as caught:
         fetch(fetcher, large)
     assert (caught.value.status, range_server.requests) == ("too_large", 1)
+
+
+# -- tiles larger than their image -------------------------------------------------------------------------------------
+
+CORNER = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+def test_a_tile_counts_whole_however_little_of_it_is_in_the_image(order: str, big: bool) -> None:
+    header = read_header(tiled_tiff(CORNER, (2048, 1024), order, big=big))
+    assert (header.width, header.height) == (16, 16)
+    assert 2 * MIB <= header.decode_bytes < 3 * MIB
+    assert (header.decode()[..., 0] == CORNER).all()
+
+
+def test_a_tile_over_the_limit_of_pixels_is_refused() -> None:
+    data = tiled_tiff(CORNER, (16384, 8192))
+    assert len(data) < MIB
+    with pytest.raises(ImageError, match="a tile of 16384 x 8192 pixels, over the limit of 100000000") as caught:
+        read_header(data)
+    assert caught.value.status == "too_large"
+    assert read_header(data, max_pixels=16384 * 8192).decode_bytes > 128 * MIB
+    assert decode_image(tiled_tiff(CORNER, (512, 512)), max_pixels=256).shape == (16, 16, 3)  # nothing unusual
+
+
+@pytest.mark.parametrize("kind", [4, 17])  # of which libraries take the first, and one that only libtiff knows
+def test_a_tile_of_two_sizes_is_damage(kind: int) -> None:
+    with pytest.raises(ImageError, match="the size of its tiles is missing or ambiguous") as caught:
+        read_header(tiled_tiff(CORNER, (512, 512), big=True, entries_before=((322, kind, 16384),)))
+    assert caught.value.status == "corrupt"
