@@ -49,7 +49,7 @@ def tile_bytes(data: bytes, image: ImageFile.ImageFile) -> int:
         return 0
     tags = image.tag_v2  # type: ignore[attr-defined]
     bits = tags.get(_BITS_PER_SAMPLE, (1,))
-    samples = max(bits) if tags.get(_PLANAR, 1) == 2 else sum(bits)
+    samples: int = max(bits) if tags.get(_PLANAR, 1) == 2 else sum(bits)
     converted = 4 if tags.get(_PHOTOMETRIC) == _YCBCR else 0  # by libtiff, to RGBA
     return size[0] * size[1] * (-(-samples // 8) + converted)
 
@@ -60,4 +60,4 @@ def _entries(data: bytes, offset: int, order: str, big: bool) -> Iterator[tuple[
     (count,) = struct.unpack_from(f"{order}{count_format}", data, offset)
     start = offset + struct.calcsize(f"{order}{count_format}")
     end = start + count * struct.calcsize(f"{order}{entry_format}")
-    return struct.iter_unpack(f"{order}{entry_format}", memoryview(data)[start:end])  # type: ignore[return-value]
+    return struct.iter_unpack(f"{order}{entry_format}", memoryview(data)[start:end])
