@@ -352,15 +352,19 @@ class _Session:
                 self._clock.finished(event.worker, event.shard, time.monotonic())
                 self._tell(event)
             case WorkerFailedToStart() | WorkerDied():
-                self._clock.gone(event.worker)
-                if event.worker in self._loaded:
-                    self._loaded.remove(event.worker)
-                if event.worker == self._encoder:
-                    self._encoder = None
-                    self._hand_out_text()
+                self._forget(event.worker)
                 self._tell(event)
             case _:
                 self._tell(event)
+
+    def _forget(self, worker: str) -> None:
+        """A worker is no more; if it was encoding the vocabulary, another does."""
+        self._clock.gone(worker)
+        if worker in self._loaded:
+            self._loaded.remove(worker)
+        if worker == self._encoder:
+            self._encoder = None
+            self._hand_out_text()
 
     def _hand_out_text(self) -> None:
         """Text is encoded once: by the first worker that is ready, while the others wait."""
@@ -388,8 +392,8 @@ class _Session:
                     self._clock.assigned(decision.worker, decision.task.shard, time.monotonic())
                     self._pool.assign(decision.worker, decision.task)
                 case StopWorker():
-                    self._clock.gone(decision.worker)
                     self._pool.stop(decision.worker)
+                    self._forget(decision.worker)
                 case MarkCrashed(image):
                     log.warning(
                         "image %d of shard %d ends its worker: %s", image.image_id, image.shard, image.reason,

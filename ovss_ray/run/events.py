@@ -191,7 +191,7 @@ class Assign:
 
 @dataclass(frozen=True)
 class StopWorker:
-    """The worker has nothing left to do."""
+    """The worker has nothing left to do, or its node is about to go; it may be loading still."""
 
     worker: str
 

@@ -89,6 +89,7 @@ class Scheduler:
         self._holders: dict[int, list[str]] = {}  # of every shard in flight
         self._cases: dict[int, ShardCase] = {}
         self._workers: dict[str, _Worker] = {}
+        self._retired: set[str] = set()
         self._places = workers
         self._memory = MemoryLimit()
         self._depth = depth
@@ -127,6 +128,8 @@ class Scheduler:
     def handle(self, event: Event) -> list[Decision]:
         """Take one event in and say what to do now.
 
+        What was on its way when its worker was told to stop changes nothing.
+
         Raises:
             ValueError: the event contradicts what was decided (unknown worker, shard that it does not hold).
         """
@@ -153,6 +156,8 @@ class Scheduler:
                 if event.shard in self._holders and event.shard not in self._slow:
                     self._slow.append(event.shard)
                 return []
+        if event.worker in self._retired:
+            return []
         if event.worker not in self._workers:
             raise ValueError(f"{event} comes from a worker that was never started, or is gone")
         worker = self._workers[event.worker]
@@ -310,13 +315,9 @@ class Scheduler:
         return StopRun(f"workers fail on every GPU, one after the other ({gpus})")
 
     def _start_workers(self) -> list[Decision]:
-        decisions: list[Decision] = []
         staying = [worker for worker in self._workers.values() if not worker.leaving]
-        for worker in [worker for worker in reversed(staying) if not worker.placed][
-            : max(len(staying) - self._target, 0)
-        ]:
-            del self._workers[worker.name]  # waits for a place that is gone
-            decisions.append(StopWorker(worker.name))
+        waiting = [worker for worker in reversed(staying) if not worker.placed]
+        decisions = self._retire(waiting[: max(len(staying) - self._target, 0)])  # their places are gone
         for _ in range(min(self._target - len(staying), self._waiting - self._starting)):
             self._started += 1
             name = f"worker-{self._started}"
@@ -385,6 +386,7 @@ class Scheduler:
     def _retire(self, workers: list[_Worker]) -> list[Decision]:
         for worker in workers:
             del self._workers[worker.name]
+            self._retired.add(worker.name)
         return [StopWorker(worker.name) for worker in workers]
 
     @property

@@ -286,6 +286,15 @@ class TestElastic:
         assert scheduler.handle(ShardDone("worker-1", 0)) == []
         assert scheduler.handle(ShardDone("worker-1", 1)) == [StopWorker("worker-1")]
 
+    def test_one_that_holds_nothing_is_stopped_at_once_and_heard_no_more(self) -> None:
+        scheduler = make(1, 1)
+        scheduler.start()
+        join(scheduler, 1)
+        assert scheduler.handle(ShardDone("worker-1", 0)) == [StopWorker("worker-1")]
+        for late in (WorkerLeaving("worker-1"), WorkerFailedToStart("worker-1", "lost")):
+            assert scheduler.handle(late) == []
+        assert scheduler.remaining == 0
+
     def test_it_is_not_blamed_if_it_does_not_get_that_far(self) -> None:
         scheduler = make(50, 1)
         scheduler.start()
@@ -362,6 +371,7 @@ class World:
     starting: set[str] = field(default_factory=set)
     placed: set[str] = field(default_factory=set)
     held: dict[str, list[ShardTask]] = field(default_factory=dict)
+    retired: set[str] = field(default_factory=set)
     announced: dict[str, int] = field(default_factory=dict)  # number of the group that comes next, if careful
     done: list[int] = field(default_factory=list)
     marked: list[CrashedImage] = field(default_factory=list)
@@ -391,6 +401,7 @@ class World:
                     assert not self.held.pop(name, [])
                     self.starting.discard(name)
                     self.placed.discard(name)
+                    self.retired.add(name)
                 case MarkCrashed(image):
                     self.marked.append(image)
                 case StopRun(reason):
@@ -544,6 +555,8 @@ def test_any_sequence_of_events_ends_with_every_shard_done_once_or_with_a_reason
             faults = ("die", "lose_node", "leave", "run_out_of_memory")
             moves += [(fault, name) for name in sorted(world.held) for fault in faults]
             moves += [(fault, name) for name in busy for fault in ("fail", "overdue", "any_done")]
+            moves += [("leave", name) for name in sorted(world.placed)]
+            moves += [("late", name) for name in sorted(world.retired)]
             moves += [("resize", str(count)) for count in range(5)]
         if not moves:
             world.carry_out(world.scheduler.handle(CapacityChanged(workers)))
@@ -567,6 +580,9 @@ def play(world: World, data: st.DataObject, move: str, name: str) -> None:
         case "die" | "lose_node" | "run_out_of_memory":
             announced = world.announced_group(name) if world.held[name] and data.draw(st.booleans()) else ()
             world.die(name, blameless=move == "lose_node", group=announced, memory=move == "run_out_of_memory")
+        case "late":
+            late = [WorkerPlaced(name), WorkerLeaving(name), WorkerFailedToStart(name, "late")]
+            world.carry_out(scheduler.handle(data.draw(st.sampled_from(late))))
         case "leave":
             world.carry_out(scheduler.handle(WorkerLeaving(name)))
         case "overdue":
