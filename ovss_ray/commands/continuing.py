@@ -29,11 +29,11 @@ def continue_(run: RunPlace, flags: dict[str, Any], verbose: Verbose = 0) -> Non
 
     Example: ovss-ray continue runs/first
     """
-    from ovss_ray.run.additions import finish_run, load_job
+    from ovss_ray.run.additions import continue_run, load_job
 
     job = load_job(run, flags, storage_options=flags.get("storage_options"))
     with scoring(job.spec, job.vocabulary):
-        print_summary(finish_run(job, reporter=reporter_for(job.spec, verbose)))
+        print_summary(continue_run(job, reporter=reporter_for(job.spec, verbose)))
 
 
 @with_flags({"Images": LISTING, **HOW}, defaults=False)
@@ -87,7 +87,7 @@ def retry(
     """Label the images without labels once more, as new shards; the latest outcome of each image counts.
 
     Readers then see the new row of each, if it has labels or none has. A larger --max-pixels holds for these images
-    only. How many may fail is not limited, unless --max-failed-fraction is given.
+    only. How many of them may fail again is not limited; --max-failed-fraction counts other images.
 
     Example: ovss-ray retry runs/first --status fetch_failed,timeout --fetch-attempts 10
     """
@@ -99,7 +99,7 @@ def retry(
         return retry_run(job, statuses)
 
     nothing = "nothing to label again: no image failed" + (f" with {status}" if status else "")
-    _add_and_label(run, {"max_failed_fraction": 1.0, **flags}, add, nothing, plan_only, verbose)
+    _add_and_label(run, flags, add, nothing, plan_only, verbose)
 
 
 def _add_and_label(

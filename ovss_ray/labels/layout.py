@@ -116,10 +116,10 @@ class Manifest:
         """The shards of a part."""
         return range(self._first_shards[part], self._first_shards[part + 1])
 
-    def shards_under(self, limits: Limits) -> set[int]:
-        """The shards whose images are read under these limits."""
-        parts = [self.shards_of(index) for index, part in enumerate(self.parts) if part.limits == limits]
-        return {shard for shards in parts for shard in shards}
+    def is_retry(self, shard: int) -> bool:
+        """Whether a shard labels images again."""
+        part, _ = self.place_of(shard)
+        return self.parts[part].retry
 
     def first_id(self, shard: int) -> int | None:
         """Id of the shard's first image, the others follow it; None for a shard that labels images again."""

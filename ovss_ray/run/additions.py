@@ -189,28 +189,8 @@ def retry_run(job: StoredJob, statuses: Sequence[str] | None = None) -> Addition
 
 def continue_run(job: StoredJob, *, reporter: Reporter | None = None) -> RunSummary:
     """Label every image of the run that is not labelled yet; see `run_job`."""
-    directory = job.directory
-    spec = job.spec
-    additions = read_additions(directory.fs, directory.root, directory.uri)
-    if not any(spec.limits.raised_over(job.limits) == addition.limits for addition in additions):
-        spec = spec.model_copy(update=job.limits._asdict())  # no image was added under others
+    spec = job.spec.model_copy(update=job.limits._asdict())  # others are in the record of the retry that they hold for
     return run_job(spec, reporter=reporter or SilentReporter(), vocabulary=job.vocabulary)
-
-
-def finish_run(job: StoredJob, *, reporter: Reporter | None = None) -> RunSummary:
-    """Label every image of the run that is not labelled yet, each under its own limits; see `run_job`."""
-    done = job.directory.done_shards()
-    missing = [shard for shard in range(job.manifest.shards) if shard not in done]
-    limits = {job.manifest.parts[job.manifest.place_of(shard)[0]].limits for shard in missing} or {AS_THE_RUN}
-    summaries = [
-        run_job(
-            job.spec.model_copy(update=limit._asdict()),
-            reporter=reporter or SilentReporter(),
-            vocabulary=job.vocabulary,
-        )
-        for limit in sorted({limit.over(job.limits) for limit in limits})
-    ]
-    return summaries[-1]
 
 
 class KnownUris:

@@ -48,7 +48,6 @@ from ovss_ray.run.job import (
     labelling_job,
     resolve,
     run_record,
-    settled_shards,
     take_over,
     with_dtype,
 )
@@ -130,7 +129,8 @@ def _continue(
     directory.prepare()
     warn_of_store(directory)
     _write_classes(resolved.vocabulary, directory)  # runs of older versions have none
-    done = settled_shards(manifest, directory.done_shards(), resolved.spec, record)
+    # Without those that the manifest does not know: of an addition recorded since it was read.
+    done = directory.done_shards() & set(range(manifest.shards))
     if len(done) == manifest.shards:
         reporter.message(f"{directory.uri} is complete already")
         summary = summarise_run(directory, manifest, session=None)
@@ -260,9 +260,11 @@ class _Session:
         self._loaded: list[str] = []  # workers that wait for the text
         self._clock = ShardClock()
         self._pool = WorkerPool(engine, job)
+        ahead = [shard for shard in range(manifest.shards) if shard not in done]
+        self._first_images = sum(manifest.images_in(shard) for shard in ahead if not manifest.is_retry(shard))
         self._scheduler = Scheduler(
-            (shard for shard in range(manifest.shards) if shard not in done),
-            remaining=manifest.shards - len(done),
+            ahead,
+            remaining=len(ahead),
             workers=engine.capacity(),
             crashed=crashed_images(directory),
             max_shard_attempts=job.spec.max_shard_attempts,
@@ -315,11 +317,11 @@ class _Session:
         """What no event tells: shards that take long, and failures that add up."""
         for shard in self._clock.overdue(time.monotonic()):
             self._tell(ShardOverdue(shard))
-        progress = self.progress
+        seen, failures = self.progress.first_attempts()
         reason = too_many_failures(
-            progress.reasons,
-            seen=progress.images_now,
-            images=progress.images - progress.images_before,
+            failures,
+            seen=seen,
+            images=self._first_images,
             max_failed_fraction=self._job.spec.max_failed_fraction,
         )
         if reason is not None:
@@ -344,6 +346,7 @@ class _Session:
                     report.failures,
                     labelled=report.created or bool(report.bytes_written),
                     counts=self._scheduler.is_open(report.shard),
+                    retried=self._job.manifest.is_retry(report.shard),
                 )
                 if report.seconds is not None:
                     self._metrics.shard_finished(report.seconds)
@@ -389,6 +392,8 @@ class _Session:
                 case LoadWorker():
                     self._pool.load(decision.worker)
                 case Assign():
+                    if self._job.manifest.is_retry(decision.task.shard):
+                        self.progress.retrying(decision.worker)
                     self._clock.assigned(decision.worker, decision.task.shard, time.monotonic())
                     self._pool.assign(decision.worker, decision.task)
                 case StopWorker():

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class LabellingJob:
     """All that a worker needs to know; small, and picklable.
 
     Attributes:
-        spec: the job with every default filled in.
+        spec: the job with every default filled in; its limits are those of the run.
         vocabulary: the classes.
         weights_digest: SHA-256 of the weights, which every worker checks.
         manifest: the images.
@@ -83,6 +83,11 @@ class LabellingJob:
         """What the address of an image may lead to."""
         source = self.manifest.source_of(image_id) or self.spec.input
         return reach_of(source, self.spec.allow_schemes, self.spec.allow_hosts)
+
+    def limits_of(self, shard: int) -> Limits:
+        """How large the images of a shard may be: a retry may allow more than the run."""
+        part, _ = self.manifest.place_of(shard)
+        return self.manifest.parts[part].limits.over(self.spec.limits)
 
     @property
     def batch_timeout_s(self) -> float:
@@ -259,8 +264,6 @@ def take_over(
 ) -> tuple[ResolvedSpec, Manifest]:
     """Settle what the job leaves to `auto` as the run that is being continued has settled it.
 
-    `max_pixels` and `max_bytes` may be those of an addition: labels do not depend on them, only which images have some.
-
     Raises:
         RunMismatchError: the job differs from the run in a field that changes labels; lists the differences.
     """
@@ -274,10 +277,7 @@ def take_over(
     fields = identity(resolved, manifest)
     if spec.shard_size != "auto":
         fields["shard_size"] = spec.shard_size
-    own = _own_limits(record)
-    stored["decoding"] = {**stored["decoding"], **own._asdict()}
-    if any(spec.limits.raised_over(own) == addition.limits for addition in additions):
-        fields["decoding"] |= own._asdict()
+    stored["decoding"] = {"max_bytes": DEFAULT_MAX_BYTES, **stored["decoding"]}
     changes = differences(stored, fields)
     if changes:
         raise RunMismatchError(
@@ -286,20 +286,6 @@ def take_over(
             "Use the settings that it was started with, or label into a new run directory.",
         )
     return resolved, manifest
-
-
-def settled_shards(manifest: Manifest, done: Set[int], job: JobSpec, record: Mapping[str, Any]) -> set[int]:
-    """The shards that are not this session's: those done, and those to be read under other limits.
-
-    Shards that the manifest does not know are left out: of an addition recorded since it was read.
-    """
-    theirs = manifest.shards_under(job.limits.raised_over(_own_limits(record)))
-    return {shard for shard in range(manifest.shards) if shard in done or shard not in theirs}
-
-
-def _own_limits(record: Mapping[str, Any]) -> Limits:
-    decoding = record["identity"]["decoding"]
-    return Limits(decoding["max_pixels"], decoding.get("max_bytes", DEFAULT_MAX_BYTES))
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextvars import copy_context
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -90,6 +91,12 @@ class ImageLoader:
         self._stats = stats
         self._reach_of = reach_of
         self._largest_unknown = _UNKNOWN_SIZE
+
+    def under_limits(self, fetcher: Fetcher, *, max_pixels: int) -> ImageLoader:
+        """One for images that may be larger; shares all threads with this one."""
+        other = copy(self)
+        other._fetcher, other._max_pixels = fetcher, max_pixels
+        return other
 
     def expected_bytes(self, row: ManifestRow) -> int:
         """Memory that fetching a file takes: its size, twice where it comes in pieces over a network."""

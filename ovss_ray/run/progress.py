@@ -54,6 +54,9 @@ class Progress:
         self._reported: Counter[str] = Counter()  # images of finished shards, by worker
         self._reported_reasons: dict[str, Failures] = {}
         self._live: dict[str, WorkerProgress] = {}
+        self._retried: Counter[str] = Counter()  # of `statuses`, images that had failed before
+        self._retried_reasons: Failures = Counter()
+        self._retriers: set[str] = set()
         self._seconds_of_gone: Counter[str] = Counter()
         self._retries_of_gone: Counter[str] = Counter()
 
@@ -65,12 +68,14 @@ class Progress:
         *,
         labelled: bool = True,
         counts: bool = True,
+        retried: bool = False,
     ) -> None:
         """Count a finished shard.
 
         Args:
             labelled: this worker has worked on it, and has counted its images in its progress.
             counts: False if the shard was finished before by another worker.
+            retried: its images had failed before.
         """
         if labelled:
             self._reported[worker] += sum(statuses.values())
@@ -79,6 +84,26 @@ class Progress:
             self.shards_finished += 1
             self.statuses.update(statuses)
             self._reasons.update(failures)
+            if retried:
+                self._retried.update(statuses)
+                self._retried_reasons.update(failures)
+
+    def retrying(self, worker: str) -> None:
+        """This worker gets images that had failed before."""
+        self._retriers.add(worker)
+
+    def first_attempts(self) -> tuple[int, Failures]:
+        """Images labelled or failed that had not failed before, and the failed ones by (status, reason).
+
+        Of workers that retry, only finished shards count: what they count themselves does not tell which is which.
+        """
+        seen = self.statuses.total() - self._retried.total()
+        failures = self._reasons - self._retried_reasons
+        for worker, said in self._live.items():
+            if worker not in self._retriers:
+                seen += max(sum(said.images.values()) - self._reported[worker], 0)
+                failures += Counter(said.failures) - self._reported_reasons.get(worker, Counter())
+        return seen, failures
 
     def observe(self, live: Mapping[str, WorkerProgress]) -> None:
         """Take in what the live workers say."""

@@ -54,7 +54,7 @@ class RunSummary:
     @property
     def failed(self) -> int:
         """Images that have a reason instead of labels."""
-        return self.images - self.labelled
+        return sum(self.statuses.values()) - self.labelled
 
 
 def summarise_run(directory: RunDirectory, manifest: Manifest, *, session: Progress | None) -> RunSummary:

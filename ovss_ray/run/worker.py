@@ -64,6 +64,7 @@ class Worker:
         self._limits = BatchLimits(job.spec.batch_size)
         self._budget = MemoryBudget(job.spec.prefetch_mib * 2**20)
         self._device_turn = threading.Lock()
+        self._loaders_lock = threading.Lock()
         self._text: TextEmbeddings | None = None
         self._texts_before: int | None = None  # while the vocabulary is encoded
         self._is_abandoned = False
@@ -99,22 +100,15 @@ class Worker:
                 "put the run directory in object storage or on a shared file system"
             )
         self._manifest = ManifestReader(self._job.manifest, self._directory)
-        fetcher = Fetcher(
-            spec.storage_options,
-            attempts=spec.fetch_attempts,
-            timeout_s=spec.fetch_timeout_s,
-            connections=spec.fetch_concurrency,
-            max_bytes=spec.max_bytes,
-            on_retry=self._count_retry,
-        )
-        self._loader = ImageLoader(
-            fetcher,
+        loader = ImageLoader(
+            self._open_fetcher(spec.max_bytes),
             ContextThreadPool(spec.fetch_concurrency, thread_name_prefix="load"),
             decode_threads=self._cpus if spec.decode_threads == "auto" else spec.decode_threads,
             max_pixels=spec.max_pixels,
             stats=self._stats,
             reach_of=self._job.reach_of,
         )
+        self._loaders = {spec.limits: loader}
         self._encoders = ContextThreadPool(self._cpus, thread_name_prefix="encode")
         self._segmenter = load_segmenter(
             spec.method,
@@ -180,7 +174,7 @@ class Worker:
             rows = self._manifest.rows(task.shard)
             crashed = self._crashed_rows(task, rows)
             known = {row.image_id for row in crashed}
-            labelled = self._label([row for row in rows if row.image_id not in known])
+            labelled = self._label(task.shard, [row for row in rows if row.image_id not in known])
             return self._finish(task, started, crashed + labelled)
 
     def open_carefully(self, task: ShardTask) -> tuple[int, ...] | ShardReport:
@@ -207,7 +201,7 @@ class Worker:
         done = self._crashed_rows(task, list(rows.values()))
         for group in groups_of(task, rows, self._job.spec.batch_size):
             yield group
-            done += self._label([rows[image_id] for image_id in group])
+            done += self._label(task.shard, [rows[image_id] for image_id in group])
         yield ()
         yield self._finish(task, started, done)
 
@@ -254,10 +248,10 @@ class Worker:
             self._already_there(task)  # it may not be one of this run
         return ShardReport(task.shard, created, dict(statuses), dict(failures), len(data), seconds, self.progress())
 
-    def _label(self, rows: list[ManifestRow]) -> list[ImageRow]:
+    def _label(self, shard: int, rows: list[ManifestRow]) -> list[ImageRow]:
         if self._text is None:
             raise RuntimeError("shards are labelled only after begin")
-        images = Prefetcher(rows, self._loader, self._budget, max_in_flight=self._job.spec.fetch_concurrency)
+        images = Prefetcher(rows, self._loader_of(shard), self._budget, max_in_flight=self._job.spec.fetch_concurrency)
         pending: list[Future[ImageRow]] = []
         try:
             with self._device_turn:
@@ -272,6 +266,29 @@ class Worker:
         finally:
             images.stop()
         return [future.result() for future in pending]
+
+    def _loader_of(self, shard: int) -> ImageLoader:
+        limits = self._job.limits_of(shard)
+        with self._loaders_lock:
+            if limits not in self._loaders:
+                assert limits.max_pixels is not None
+                assert limits.max_bytes is not None
+                own = self._loaders[self._job.spec.limits]
+                self._loaders[limits] = own.under_limits(
+                    self._open_fetcher(limits.max_bytes), max_pixels=limits.max_pixels
+                )
+            return self._loaders[limits]
+
+    def _open_fetcher(self, max_bytes: int) -> Fetcher:
+        spec = self._job.spec
+        return Fetcher(
+            spec.storage_options,
+            attempts=spec.fetch_attempts,
+            timeout_s=spec.fetch_timeout_s,
+            connections=spec.fetch_concurrency,
+            max_bytes=max_bytes,
+            on_retry=self._count_retry,
+        )
 
     def _without_failures(self, images: Prefetcher, pending: list[Future[ImageRow]]) -> Iterator[LoadedImage | None]:
         loaded = enumerate(images)

@@ -43,8 +43,6 @@ def test_shards_images_and_parts_agree_with_counting_them_one_by_one(parts: tupl
     ids = [image_id for shard in shards for _, image_id in shard if image_id is not None]
     assert ids == list(range(manifest.images))
     retries = {shard for shards_of in manifest.retry_shards for shard in shards_of}
-    capped = manifest.shards_under(Limits(9)) | manifest.shards_under(Limits(9, 5))
-    assert capped | manifest.shards_under(Limits()) == set(range(manifest.shards))
     for number, rows in enumerate(shards):
         part, group = manifest.place_of(number)
         assert {row[0] for row in rows} == {part}
@@ -52,7 +50,7 @@ def test_shards_images_and_parts_agree_with_counting_them_one_by_one(parts: tupl
         assert manifest.images_in(number) == len(rows)
         assert manifest.first_id(number) == rows[0][1]
         assert (number in retries) == parts[part].retry
-        assert (number in capped) == (parts[part].limits.max_pixels == 9)
+        assert manifest.is_retry(number) == parts[part].retry
         for position, (_, image_id) in enumerate(rows):
             if image_id is not None:
                 assert manifest.home_of(image_id) == (number, position)

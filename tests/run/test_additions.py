@@ -23,6 +23,7 @@ from ovss_ray.run import manifest as manifest_module
 from ovss_ray.run.additions import KnownUris, check_job, continue_run, extend_run, load_job, retry_run
 from ovss_ray.run.driver import run_job
 from ovss_ray.run.manifest import digest_of
+from ovss_ray.run.status import read_status
 from ovss_ray.spec import JobSpec
 from tests.run.conftest import draw_photos
 
@@ -280,6 +281,22 @@ class TestRetry:
             assert (run.num_images, run.num_shards) == (9, 5)
         assert names(failed.run, "status = 'corrupt'") == ["bad2.jpg"]
 
+    def test_images_that_fail_again_stop_nothing_and_others_still_do(
+        self, start: Callable[..., JobSpec], folder: Folder
+    ) -> None:
+        spec = start()
+        folder.put(*(f"bad{number:02}.jpg" for number in range(30)), data=b"\xff\xd8\xff")
+        extend_run(load_job(spec.run))
+        assert continue_run(load_job(spec.run, {"max_failed_fraction": 1})).failed == 30
+        retry_run(load_job(spec.run))
+        summary = continue_run(load_job(spec.run))  # as `ovss-ray continue` does after a retry that was stopped
+        assert (summary.labelled, summary.failed) == (6, 30)
+        retry_run(load_job(spec.run))
+        folder.put(*(f"ill{number:02}.jpg" for number in range(30)), data=b"\xff\xd8\xff")
+        extend_run(load_job(spec.run))
+        with pytest.raises(RunFailedError, match="of the first .* images failed"):
+            continue_run(load_job(spec.run))
+
     def test_nothing_to_do(self, failed: JobSpec) -> None:
         before = files_of(failed.run)
         assert retry_run(load_job(failed.run), ["timeout", "crashed"]) is None
@@ -318,10 +335,10 @@ class TestRetryOfImagesThatAreTooLarge:
         addition = retry_run(job)
         assert addition is not None
         assert addition.max_pixels == 20_000
-        assert run_job(capped).labelled == 2  # its shard waits for a session under its own limit
-        assert names(capped.run, "status = 'ok'") == ["a.jpg", "b.jpg"]
-        assert continue_run(job).statuses == {"ok": 3}
-        assert run_job(capped).statuses == {"ok": 3}
+        Folder(capped.input).put("large2.jpg", data=jpeg(1, (200, 100)))
+        extend_run(load_job(capped.run))
+        assert run_job(capped).statuses == {"ok": 3, "too_large": 1}
+        assert names(capped.run, "status = 'too_large'") == ["large2.jpg"]
         with open_run(capped.run) as run:
             assert run.label_map(2).shape == (100, 200)
 
@@ -334,21 +351,25 @@ class TestRetryOfImagesThatAreTooLarge:
         addition = retry_run(job)
         assert addition is not None
         assert (addition.max_bytes, addition.max_pixels) == (1 << 20, spec.max_pixels + 1)
-        assert run_job(spec).labelled == 2
-        assert continue_run(job).statuses == {"ok": 3}
+        Folder(spec.input).put("large2.jpg", data=jpeg(1, (200, 100)))
+        extend_run(load_job(spec.run))
+        assert continue_run(job).statuses == {"ok": 3, "too_large": 1}
         with open_run(spec.run) as run:
             assert run.image(2).shape == (100, 200, 3)
         with pytest.raises(RunMismatchError, match=r"decoding\.max_bytes: the run has 2000, asked for 3000"):
             run_job(make_spec(input=capped.input, run=spec.run, max_bytes=3000))
 
-    def test_other_shards_wait_for_their_own_limit(self, capped: JobSpec) -> None:
+    def test_shards_that_were_not_finished_are_labelled_with_them(self, capped: JobSpec) -> None:
         job = load_job(capped.run, {"max_pixels": 20_000})
         retry_run(job)
-        first = Path(capped.run) / "shards" / "00000000.parquet"
-        first.unlink()
-        assert continue_run(job).statuses == {"ok": 1}
-        assert not first.exists()
-        assert run_job(capped).statuses == {"ok": 3}
+        for name in ("shards/00000000.parquet", "summary.json"):
+            (Path(capped.run) / name).unlink()
+        summary = continue_run(job)
+        assert (summary.statuses, summary.labelled, summary.failed) == ({"ok": 3}, 3, 0)
+        state = read_status(capped.run)
+        assert (state.activity, state.shards_done) == ("finished", 2)
+        assert (state.drivers[0]["images_done"], state.drivers[0]["shards_done"]) == (4, 2)
+        assert (Path(capped.run) / "summary.json").exists()
 
     def test_the_same_command_with_nothing_left_to_do(self, capped: JobSpec) -> None:
         job = load_job(capped.run, {"max_pixels": 20_000})

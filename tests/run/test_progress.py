@@ -32,6 +32,22 @@ def test_images_of_unfinished_shards_count_once() -> None:
     assert progress.failures == 0
 
 
+def test_images_that_had_failed_before_are_told_from_others() -> None:
+    reason = ("corrupt", "cut off")
+    progress = Progress(images=100, images_before=0, shards=10)
+    progress.retrying("b")
+    progress.shard_done("a", {"ok": 8, "corrupt": 2}, {reason: 2})
+    progress.shard_done("b", {"ok": 1, "corrupt": 9}, {reason: 9}, retried=True)
+    progress.observe(
+        {
+            "a": WorkerProgress({"ok": 10, "corrupt": 5}, {reason: 5}),
+            "b": WorkerProgress({"ok": 1, "corrupt": 12}, {reason: 12}),
+        }
+    )
+    assert progress.first_attempts() == (15, {reason: 5})
+    assert progress.failures == 17
+
+
 def test_the_rate_leaves_start_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("ovss_ray.run.progress.time.monotonic", lambda: now)
