@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from ovss_ray.naming import naming, use_naming
 
 if TYPE_CHECKING:
     from tests.scored_demo import ScoredDemo
+
+# The models of the tests are tiny, and several processes share the cores: more threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

@@ -97,7 +97,6 @@ def run_together(*commands: Sequence[str]) -> list[tuple[int, str]]:
         subprocess.Popen(
             [sys.executable, "-c", _LATER, *command],
             text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         for command in commands
     ]  # fmt: skip

@@ -32,7 +32,7 @@ SMALL = ["--clip", "demo", "--templates", "single", "--engine", "local", "--set"
 
 
 def run(job: str | Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
+    variables = {**os.environ, "COLUMNS": "120", **environment}
     return ovss_ray("run", str(job), *flags, env=variables, cwd=ROOT)
 
 

@@ -21,7 +21,7 @@ from ovss_ray.images.stores import open_store
 from tests.evaluation.tiny_runs import NAMES, TinyRun, draw_labels, scored_run, write_truth
 from tests.processes import heed_interrupts, kill_tree, ovss_ray
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+ENVIRONMENT = {**os.environ, "COLUMNS": "120"}
 
 
 def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:

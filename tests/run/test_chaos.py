@@ -62,7 +62,7 @@ def command(bucket: str, journal: Path) -> list[str]:
 
 
 def start(arguments: list[str], url: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "AWS_ENDPOINT_URL": url, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "AWS_ENDPOINT_URL": url, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     return subprocess.Popen(arguments, start_new_session=True, text=True, cwd=ROOT, env=environment, **pipes)
 

@@ -228,8 +228,7 @@ def on_a_small_disk(script: str, folder: Path, kib: int) -> subprocess.Completed
         subprocess.run([*namespace, mount], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this user may not mount a disk in a namespace of its own")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*namespace, mount + script], capture_output=True, text=True, env=environment)
+    return subprocess.run([*namespace, mount + script], capture_output=True, text=True)
 
 
 def test_a_full_disk_stops_the_run_and_the_same_command_continues(photos: Path, tmp_path: Path) -> None:

@@ -42,10 +42,8 @@ def command(source: str, run: str, engine: str) -> list[str]:
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     """The command in a session of its own, so that all its processes can be found again."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        arguments, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(arguments, start_new_session=True, text=True, **pipes)
 
 
 class Finished:
