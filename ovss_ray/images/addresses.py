@@ -23,6 +23,9 @@ FAMILIES: tuple[tuple[tuple[str, ...], str | None], ...] = (
 )
 PROTOCOLS = tuple(protocol for names, _ in FAMILIES for protocol in names)
 
+LONGEST_ADDRESS = 16 << 10
+"""Characters of an address that can be read: four times the longest path of Linux, twice what web servers take."""
+
 TAR, ESCAPED_TAR = "tar://", "tar+escaped://"
 CHAIN = "::"
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from ovss_ray.errors import ImageError, SettingError
+from ovss_ray.images.addresses import LONGEST_ADDRESS
 from ovss_ray.images.backoff import try_often
 from ovss_ray.images.downloads import Wish, download, read_local, too_large
 from ovss_ray.images.drivers import call_within, open_bounded, wait_within
@@ -131,6 +132,8 @@ class Fetcher:
     def _often(self, uri: str, reach: Reach, read: Callable[[], T]) -> T:
         if not uri:
             raise ImageError("not_found", "the list names no image in this row")
+        if len(uri) > LONGEST_ADDRESS:  # before a message is made of it
+            raise ImageError("fetch_failed", f"not a usable address: more than {LONGEST_ADDRESS} characters")
         try:
             with _under(reach):
                 return try_often(

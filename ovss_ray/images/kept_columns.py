@@ -13,6 +13,9 @@ from typing import Any
 from ovss_ray.errors import InputError, nearest
 from ovss_ray.naming import setting_name
 
+LARGEST_EXTRA = 1 << 20
+"""Characters of what is kept with one image; a shard of images is in memory at a time."""
+
 
 def check_columns(wanted: Sequence[str], there: Sequence[str], source: str) -> None:
     """Refuse columns that a source does not have.
@@ -33,18 +36,29 @@ def to_json(names: Sequence[str], values: Sequence[Any], source: str) -> str:
     that JSON does not know (NaN, infinities) become null. In text, "?" stands for each byte that is not UTF-8.
 
     Raises:
-        InputError: a value that JSON cannot hold, such as bytes.
+        InputError: a value that JSON cannot hold, such as bytes; more than `LARGEST_EXTRA` characters.
     """
     record = dict(zip(names, values, strict=True))
     try:
-        return _storable(_dump(record))
-    except ValueError:  # NaN is rare, so it is looked for only where JSON has refused it
-        return _storable(_dump(_finite(record)))
+        text = _json(record)
     except TypeError as error:
         name = next(name for name, value in record.items() if not _fits(value))
         raise InputError(
             f"column {name!r} of {source} cannot be kept: {error}; leave it out of {setting_name('keep_columns')}"
         ) from error
+    if len(text) > LARGEST_EXTRA:
+        raise InputError(
+            f"{source} has an image with {len(text)} characters to keep, over the limit of {LARGEST_EXTRA}; leave long "
+            f"columns out of {setting_name('keep_columns')}"
+        )
+    return text
+
+
+def _json(record: dict[str, Any]) -> str:
+    try:
+        return _storable(_dump(record))
+    except ValueError:  # NaN is rare, so it is looked for only where JSON has refused it
+        return _storable(_dump(_finite(record)))
 
 
 def _storable(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from ovss_ray.errors import InputError
-from ovss_ray.images.addresses import storable
+from ovss_ray.images.addresses import LONGEST_ADDRESS, storable
 from ovss_ray.images.kept_columns import check_columns, to_json
 from ovss_ray.images.references import ImageRef, Wanted
 from ovss_ray.images.stores import is_local, local_path, protocol_of
@@ -77,7 +77,7 @@ def read_rows(table: Table, columns: ListColumns, source: str) -> Iterator[Image
     """The images of a list in its order, duplicates and all; memory does not grow with its length.
 
     Relative names are resolved against the folder of the list. A row without a name is kept as "", so that positions
-    in the list stay the ids of the images.
+    in the list stay the ids of the images; of a name that no address could be made of, only the beginning is.
 
     Args:
         source: the URI of the list.
@@ -98,7 +98,9 @@ def read_rows(table: Table, columns: ListColumns, source: str) -> Iterator[Image
         place = [value.strip() if isinstance(value, str) else "" for value in row[:places]]
         facts: dict[str | None, Any] = dict(zip(told, row[places:], strict=False))
         extra = to_json(columns.keep, row[places + len(told) :], source) if columns.keep else None
-        yield ImageRef(resolve(*place), _count(facts.get(columns.size)), _etag(facts.get(columns.etag)), None, extra)
+        too_long = next((value[: LONGEST_ADDRESS + 1] for value in place if len(value) > LONGEST_ADDRESS), None)
+        uri = resolve(*place) if too_long is None else too_long
+        yield ImageRef(uri, _count(facts.get(columns.size)), _etag(facts.get(columns.etag)), None, extra)
 
 
 def resolver(source: str) -> Callable[[str], str]:

@@ -20,9 +20,11 @@ from ovss_ray.images.stores import is_local, protocol_of
 Row = tuple[Any, ...]
 
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_PARQUET_ROWS = 16_384
+_PARQUET_ROWS, _FEWEST_PARQUET_ROWS = 16_384, 16
+_DICTIONARY_PAGE = 2  # a type of page
+_PARQUET_BYTES = 128 << 20  # that the rows read together may repeat out of their dictionaries
 LONGEST_LINE = 16 << 20
-"""Characters of one line of a list; compressed ones may hide a line without end."""
+"""Characters of one line of a list, bytes of one row of a Parquet file; a small file may hide a line without end."""
 
 LARGEST_COPY = 16 << 30
 """Bytes of a Parquet file that a web server gives only whole, as a temporary file."""
@@ -98,7 +100,7 @@ def open_parquet(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Itera
 
     try:
         with _seekable(fs, path, source) as (file, by_ranges):
-            yield ParquetTable(pq.ParquetFile(file), by_ranges)
+            yield ParquetTable(pq.ParquetFile(file), by_ranges, source, file)
     except pa.ArrowException as error:
         raise InputError(f"{source} cannot be read as Parquet: {error}") from error
 
@@ -243,10 +245,12 @@ class ParquetTable:
         by_ranges: whether the store gives parts of it; false for a copy of what a simple web server gave.
     """
 
-    def __init__(self, file: Any, by_ranges: bool) -> None:
+    def __init__(self, file: Any, by_ranges: bool, source: str, stored: Any) -> None:
         self.file = file
         self.by_ranges = by_ranges
         self.schema = file.schema_arrow
+        self._source = source
+        self._stored = stored
 
     @property
     def columns(self) -> Sequence[str]:
@@ -263,22 +267,117 @@ class ParquetTable:
         return None if pa.types.is_string(kind) or pa.types.is_large_string(kind) else str(kind)
 
     def rows(self, names: Sequence[str]) -> Iterator[Row]:
-        """The values of these columns as Python objects; nested ones as lists and dicts."""
+        """The values of these columns as Python objects; nested ones as lists and dicts.
+
+        Raises:
+            InputError: a row of more than `LONGEST_LINE` bytes.
+        """
+        import pyarrow.parquet as pq
+
+        texts = _texts(self.file.schema, names)
+        packed = pq.ParquetFile(self._stored, metadata=self.file.metadata, read_dictionary=list(texts))
         for group in range(self.file.num_row_groups):  # over all of them at once, pyarrow keeps what it has read
-            for batch in self.file.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=list(names)):
-                by_name = dict(zip(batch.schema.names, batch.columns, strict=True))
-                yield from zip(*(_values(by_name[name]) for name in names), strict=True)
+            rows = self._rows_at_once(group, texts)
+            file = self.file if rows else packed
+            for batch in file.iter_batches(rows or _PARQUET_ROWS, row_groups=[group], columns=list(names)):
+                for piece in self._pieces(batch):
+                    by_name = dict(zip(piece.schema.names, piece.columns, strict=True))
+                    yield from zip(*(_values(by_name[name]) for name in names), strict=True)
+
+    def _rows_at_once(self, group: int, texts: Mapping[int, Any]) -> int:
+        """How many rows of a group can be unpacked together; 0 where only their dictionaries can be.
+
+        One value of a dictionary can stand for any number of rows. That pyarrow leaves the dictionaries as they are is
+        the exception: it carries them over from batch to batch of a group, which takes ever longer.
+        """
+        rows = _PARQUET_ROWS
+        chunks = self.file.metadata.row_group(group)
+        for index, leaf in texts.items():
+            chunk = chunks.column(index)
+            if any("DELTA" in encoding for encoding in chunk.encodings):  # where a value may repeat the one before
+                return _FEWEST_PARQUET_ROWS
+            most_bytes = _dictionary_bytes(self._stored, chunk)
+            rows = min(rows, _PARQUET_BYTES // max(most_bytes, 1))
+            if most_bytes and (leaf.max_repetition_level or rows < _FEWEST_PARQUET_ROWS):
+                return 0
+        return rows
+
+    def _pieces(self, batch: Any) -> Iterator[Any]:
+        """The batch in parts that take `LONGEST_LINE` bytes at most when they are unpacked."""
+        if sum(map(_unpacked_bytes, batch.columns)) <= LONGEST_LINE:
+            yield batch
+            return
+        if batch.num_rows == 1:
+            raise InputError(
+                f"a row of {self._source} takes more than {LONGEST_LINE} bytes; a list has one image a row, and short "
+                "values beside it"
+            )
+        half = batch.num_rows // 2
+        yield from self._pieces(batch.slice(0, half))
+        yield from self._pieces(batch.slice(half))
+
+
+def _texts(schema: Any, names: Sequence[str]) -> dict[int, Any]:
+    """The leaves of these columns, by number, whose values may have any length."""
+    leaves = ((index, schema.column(index)) for index in range(len(schema)))
+    return {
+        index: leaf
+        for index, leaf in leaves
+        if leaf.physical_type == "BYTE_ARRAY"
+        and leaf.logical_type.type != "DECIMAL"
+        and any(f"{leaf.path}.".startswith(f"{name}.") for name in names)
+    }
+
+
+def _dictionary_bytes(file: Any, chunk: Any) -> int:
+    """Bytes of the dictionary of a column chunk, unpacked: as its page says, which the footer does not; 0 without one.
+
+    The header of a page begins with its type and this size, in Thrift's compact form.
+    """
+    places = [chunk.data_page_offset, chunk.dictionary_page_offset]
+    file.seek(min(place for place in places if place))
+    header = file.read(16)
+    kind, rest = _thrift_number(header)
+    return _thrift_number(rest)[0] if kind == _DICTIONARY_PAGE else 0
+
+
+def _thrift_number(fields: bytes) -> tuple[int, bytes]:
+    """The 32-bit number in the first field, and what follows it."""
+    number = 0
+    for position, byte in enumerate(fields[1:6]):
+        number |= (byte & 0x7F) << 7 * position
+        if byte < 0x80:
+            break
+    return number >> 1 ^ -(number & 1), fields[position + 2 :]
+
+
+def _unpacked_bytes(column: Any) -> int:
+    """Bytes of an Arrow array whose dictionaries were written out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(column.dictionary).take(column.indices)
+        return int(pc.sum(lengths).as_py() or 0) + int(column.indices.nbytes)
+    if pa.types.is_struct(kind):
+        return sum(map(_unpacked_bytes, column.flatten()))
+    if pa.types.is_map(kind):
+        column = column.cast(pa.list_(kind.field(0)))
+    if pa.types.is_nested(kind):
+        return _unpacked_bytes(column.flatten()) + 4 * len(column)
+    return int(column.nbytes)
 
 
 def _values(column: Any) -> list[Any]:
     """The values of an Arrow array; bytes in texts that are not UTF-8 become lone surrogates."""
     import pyarrow as pa
 
+    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
-        texts = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-        stored = texts.cast(pa.large_binary()).to_pylist()
+        stored = column.cast(pa.large_binary()).to_pylist()
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in stored]
     return values
 

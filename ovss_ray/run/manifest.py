@@ -47,6 +47,7 @@ class ManifestRow:
 _ROW_COLUMNS = [field.name for field in fields(ManifestRow)]
 _REF_COLUMNS = [field.name for field in fields(ImageRef)]
 _BATCH_ROWS = 1 << 16
+_LOOKED_AT = 256 << 20  # characters of the beginning of an input
 _PLANNED_PART = re.compile(r"\d{5,}(-[0-9a-f]{8})?\.parquet")
 _WRITER_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
@@ -63,9 +64,16 @@ def choose_shard_size(images: Iterator[ImageRef]) -> tuple[int, Iterator[ImageRe
     """Pick the shard size for an input of unknown length by looking at its beginning.
 
     Returns:
-        1024, or less where that would make fewer than 64 shards (never below 16), and the images, none consumed.
+        1024, or less where that would make fewer than 64 shards (never below 16) or large ones, because much is kept
+        with each image; and the images, none consumed.
     """
-    head = list(itertools.islice(images, LARGEST_AUTO_SHARD * SHARDS_WANTED))
+    head: list[ImageRef] = []
+    characters = 0
+    for image in itertools.islice(images, LARGEST_AUTO_SHARD * SHARDS_WANTED):
+        head.append(image)
+        characters += len(image.uri) + len(image.extra or "")
+        if characters > _LOOKED_AT:
+            break
     size = min(max(-(-len(head) // SHARDS_WANTED), SMALLEST_AUTO_SHARD), LARGEST_AUTO_SHARD)
     return size, itertools.chain(head, images)
 

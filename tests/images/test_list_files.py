@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ovss_ray.errors import InputError
-from ovss_ray.images import ImageRef, list_images, open_store
+from ovss_ray.errors import ImageError, InputError
+from ovss_ray.images import Fetcher, ImageRef, list_images, open_store
 
 NAMES = ["a.jpg", "sub/b.png", "a.jpg", "s3://bucket/c.jpg", "https://host/d.jpg?size=2", "/abs/e.jpg", "../f.jpg"]
 
@@ -110,6 +111,64 @@ def test_a_long_list_is_not_held_in_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert count == 100_000
     assert peak < 4 << 20  # the list itself is 4.2 MB, as objects above 15 MB
+
+
+@pytest.mark.parametrize("kept", ["", "word", "words"])
+@pytest.mark.parametrize(("encoding", "rows"), [("dictionary", 16384), ("prefixes", 4096)])
+def test_a_small_parquet_list_that_unpacks_to_a_large_one(kept: str, encoding: str, rows: int, tmp_path: Path) -> None:
+    word = "x" * (32 << 10)
+    long: pa.Array = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([word]))
+    if encoding == "prefixes":
+        long = long.dictionary_decode()
+    columns = {"": {"url": long}, "word": {"url": ["a.jpg"] * rows, "word": long}}.get(kept)
+    if columns is None:
+        columns = {
+            "url": ["a.jpg"] * rows,
+            "words": pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), long),
+        }
+    leaf = {"": "url", "word": "word", "words": "words.list.element"}[kept]
+    options: Any = {"use_dictionary": False, "column_encoding": {leaf: "DELTA_BYTE_ARRAY"}}
+    pq.write_table(
+        pa.table(columns),
+        tmp_path / "l.parquet",
+        compression="zstd",
+        store_schema=False,
+        **(options if encoding == "prefixes" else {}),
+    )
+    del long, columns
+    assert (tmp_path / "l.parquet").stat().st_size < 1 << 20
+    usual = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counted)
+    try:
+        refs = list(list_images(tmp_path / "l.parquet", keep_columns=[kept] if kept else [], limit=500))
+    finally:
+        pa.set_memory_pool(usual)
+    assert len(refs) == 500
+    assert all(word in (ref.extra or "") for ref in refs) == bool(kept)
+    assert 0 < counted.max_memory() < rows * len(word) / 2
+
+
+def test_a_row_of_a_parquet_list_that_takes_too_much(tmp_path: Path) -> None:
+    for name, words in (("many", ["x"] * (5 << 20)), ("long", ["x" * (17 << 20)])):
+        table = pa.table({"url": ["a.jpg", "b.jpg"], "words": [["x"], words]})
+        pq.write_table(table, tmp_path / f"{name}.parquet", compression="zstd")
+        with pytest.raises(InputError, match=f"a row of .*{name}.parquet takes more than 16777216 bytes"):
+            list(list_images(tmp_path / f"{name}.parquet", keep_columns=["words"]))
+    pq.write_table(pa.table({"url": ["a.jpg"], "word": ["x" * (2 << 20)]}), tmp_path / "l.parquet")
+    with pytest.raises(InputError, match="has an image with 2097163 characters to keep, over the limit of 1048576"):
+        list_images(tmp_path / "l.parquet", keep_columns=["word"])
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_an_address_that_is_too_long_is_a_row_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+    source = write_list(tmp_path / name, "uri", ["a.jpg", "data:image/jpeg;base64," + "x" * 100_000, "b.jpg"])
+    first, long, last = (ref.uri for ref in list_images(source))
+    assert (first, last) == (f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg")
+    assert len(long) == 16385
+    with pytest.raises(ImageError, match=r"^not a usable address: more than 16384 characters$") as caught:
+        Fetcher().fetch(long)
+    assert caught.value.status == "fetch_failed"
 
 
 # The web: lists and single images.
