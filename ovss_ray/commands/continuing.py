@@ -93,10 +93,10 @@ def retry(
     """
     statuses = None if status is None else [name.strip() for name in status.split(",")]
 
-    def add(job: StoredJob, _: Reporter) -> Addition | None:
+    def add(job: StoredJob, reporter: Reporter) -> Addition | None:
         from ovss_ray.run.additions import retry_run
 
-        return retry_run(job, statuses)
+        return retry_run(job, statuses, reporter=reporter)
 
     nothing = "nothing to label again: no image failed" + (f" with {status}" if status else "")
     _add_and_label(run, flags, add, nothing, plan_only, verbose)

@@ -35,8 +35,10 @@ from ovss_ray.labels.additions import Addition, read_additions
 from ovss_ray.labels.layout import MANIFEST_FOLDER, RUN_FILE, AdditionKind, Manifest, addition_name
 from ovss_ray.labels.reading import open_run
 from ovss_ray.naming import note_file, setting_name
+from ovss_ray.run.alone import wait_for_turn
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import run_job
+from ovss_ray.run.heartbeat import Heartbeat
 from ovss_ray.run.job import LISTING_SETTINGS, images_of, resolve, take_over
 from ovss_ray.run.manifest import ManifestReader, stored_images, stored_uris, write_parts
 from ovss_ray.run.preflight import check_images
@@ -131,7 +133,7 @@ def extend_run(
     Args:
         job: the run.
         changes: replace settings of the listing: `input` and `LISTING_SETTINGS`; `limit` counts new images only.
-        reporter: shows how many images were found.
+        reporter: shows how many images were found, and says if another addition is waited for.
 
     Returns:
         What was added, or None if the run has all images already.
@@ -149,10 +151,12 @@ def extend_run(
     found = images_of(listing.model_copy(update={"limit": None}))
     fresh = _new(found if reporter is None else reporter.counting(found), known)
     images = enumerate(islice(fresh, listing.limit), job.manifest.images)
-    return _append(job, "extend", images, {"input": listing.input, **settings})
+    return _append(job, "extend", images, {"input": listing.input, **settings}, reporter=reporter)
 
 
-def retry_run(job: StoredJob, statuses: Sequence[str] | None = None) -> Addition | None:
+def retry_run(
+    job: StoredJob, statuses: Sequence[str] | None = None, *, reporter: Reporter | None = None
+) -> Addition | None:
     """Add the images without labels as new shards, so that they are labelled once more.
 
     They are planned again, see `look_up_again`: those that changed since are taken as they are now.
@@ -162,6 +166,7 @@ def retry_run(job: StoredJob, statuses: Sequence[str] | None = None) -> Addition
     Args:
         job: the run.
         statuses: only images with one of these; all but "ok" if not given.
+        reporter: says if another addition is waited for.
 
     Returns:
         What was added, or None if there is no such image.
@@ -184,7 +189,8 @@ def retry_run(job: StoredJob, statuses: Sequence[str] | None = None) -> Addition
     fetcher = Fetcher(spec.storage_options, attempts=spec.fetch_attempts, timeout_s=spec.fetch_timeout_s)
     planned = stored_images(failed.tolist(), job.manifest, job.directory)
     images = look_up_again(planned, fetcher, _listings(job), _reaches(job))
-    return _append(job, "retry", images, {"statuses": list(chosen)}, asked.raised_over(job.limits))
+    limits = asked.raised_over(job.limits)
+    return _append(job, "retry", images, {"statuses": list(chosen)}, limits, reporter=reporter)
 
 
 def continue_run(job: StoredJob, *, reporter: Reporter | None = None) -> RunSummary:
@@ -278,6 +284,8 @@ def _append(
     images: Iterable[tuple[int, ImageRef]],
     settings: dict[str, Any],
     limits: Limits = AS_THE_RUN,
+    *,
+    reporter: Reporter | None,
 ) -> Addition | None:
     directory, number = job.directory, job.additions + 1
     directory.prepare()
@@ -307,7 +315,7 @@ def _append(
         **limits._asdict(),
     )
     # From here on the parts stay whatever fails: the record may have been created even if the reply is lost.
-    if not _record(addition, number, directory):
+    if not _record(addition, number, directory, reporter or SilentReporter()):
         _remove(directory, [part.name for part in parts])
         raise RunFailedError(
             f"another process has just added images to {directory.uri} ({addition_name(number)}); nothing of this "
@@ -317,19 +325,27 @@ def _append(
     return addition
 
 
-def _record(addition: Addition, number: int, directory: RunDirectory) -> bool:
+def _record(addition: Addition, number: int, directory: RunDirectory, reporter: Reporter) -> bool:
     """Create the record; False if another process was faster."""
-    content = addition.model_dump_json(indent=1).encode()
-    directory.create(addition_name(number), content)
-    # What is there decides, not the answer: a store without conditional put may have taken two records.
-    return directory.read(addition_name(number)) == content
+    name, content = addition_name(number), addition.model_dump_json(indent=1).encode()
+    if directory.conditional_put:
+        return directory.create(name, content)
+    with Heartbeat(directory, "planning") as heart:
+        wait_for_turn(directory, heart, reporter, record=name)
+        directory.create(name, content)
+        # What is there decides, not the answer: such a store may have taken two records.
+        return directory.read(name) == content
 
 
 def _sweep(directory: RunDirectory, number: int, counted: set[str]) -> None:
-    """Remove parts that can no longer count: their number is taken by a record that does not name them."""
+    """Remove parts that can no longer count: their number is taken by a record that does not name them.
+
+    In a store without conditional put those of the last number stay: another record may take the place of this one.
+    """
+    last = number if directory.conditional_put else number - 1
     for name in directory.files_in(MANIFEST_FOLDER):
         match = _PART_NAME.fullmatch(name.rpartition("/")[2])
-        if match and int(match[1]) <= number and name not in counted:
+        if match and int(match[1]) <= last and name not in counted:
             _remove(directory, [name])
 
 

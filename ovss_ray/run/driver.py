@@ -228,8 +228,9 @@ def _plan(shard_size: int, images: Iterator[ImageRef], directory: RunDirectory, 
 def _create_record(resolved: ResolvedSpec, manifest: Manifest, directory: RunDirectory) -> dict[str, Any] | None:
     """From here on the run exists; None if another process was faster, whose run is to be continued."""
     record = run_record(resolved, manifest, created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    created = directory.create(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
-    if created and (directory.conditional_put or find_stranger(directory, record["fingerprint"]) is None):
+    content = json.dumps(record, indent=1, ensure_ascii=False).encode()
+    created = directory.create(RUN_FILE, content)
+    if created and (directory.conditional_put or directory.read(RUN_FILE) == content):
         remove_stray_parts(manifest, directory)
         _write_classes(resolved.vocabulary, directory)
         return record

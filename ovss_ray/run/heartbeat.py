@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import socket
 import threading
@@ -53,7 +52,7 @@ class Beat(BaseModel):
         state, since: what it does, and since when.
         beat_at: when this was written.
         every_s: at most this many seconds pass until the next one, unless the store fails.
-        claims: whether it plans the run, or means to; see `alone.py`.
+        claims: whether it plans the run or records an addition, or means to; see `alone.py`.
         fingerprint: of the run that it works on; None while that is planned.
         images, images_done, shards, shards_done: of the run; None while it is planned.
         failures: images without labels in this session.
@@ -89,6 +88,11 @@ class Beat(BaseModel):
     def age_s(self) -> float:
         """Seconds since it was written, by this machine's clock; 0 if that is behind."""
         return max(time.time() - datetime.fromisoformat(self.beat_at).timestamp(), 0.0)
+
+    @property
+    def ahead_s(self) -> float:
+        """Seconds that it was written in the future of this machine's clock; 0 if it was not."""
+        return max(datetime.fromisoformat(self.beat_at).timestamp() - time.time(), 0.0)
 
     @property
     def is_gone(self) -> bool:
@@ -168,8 +172,7 @@ class Heartbeat:
                 if self._write():
                     break
         else:
-            with contextlib.suppress(OvssError, OSError):
-                self._directory.remove(self._name)
+            remove_beat(self._directory, self.driver)
 
     @property
     def driver(self) -> str:
@@ -242,22 +245,40 @@ class Heartbeat:
 
 
 class Listener:
-    """Tells which drivers are alive; one that is kept hears who writes, so that clocks do not matter any more."""
+    """Tells which drivers are alive; one that is kept hears who writes and who does not, whatever the clocks say."""
 
     def __init__(self) -> None:
-        self._heard: dict[str, tuple[str, float]] = {}
+        self._beats: dict[str, str] = {}  # the last of each driver
+        self._seen_at: dict[str, float] = {}  # when that was seen first, by the monotonic clock of this process
+        self._writing: set[str] = set()  # drivers that have written while this one listened
 
     def alive(self, beats: list[Beat]) -> list[Beat]:
-        """Those of the drivers that work, as far as can be told."""
-        return [beat for beat in beats if self._is_alive(beat)]
+        """Those of the drivers that work, as far as can be told: of one that was not heard writing the clocks decide.
 
-    def _is_alive(self, beat: Beat) -> bool:
-        before, heard_at = self._heard.get(beat.driver, (beat.beat_at, -math.inf))
+        A beat from the future counts no more than one from as long ago: the driver may have died since.
+        """
+        return [
+            beat
+            for beat in self.not_given_up(beats)
+            if beat.driver in self._writing or max(beat.age_s, beat.ahead_s) <= beat.patience_s
+        ]
+
+    def not_given_up(self, beats: list[Beat]) -> list[Beat]:
+        """Those that may work: each has its patience from the moment on in which its last beat was seen first."""
+        return [
+            beat
+            for beat in beats
+            if self._silent_s(beat) <= beat.patience_s and not (beat.state in ENDED or beat.is_gone)
+        ]
+
+    def _silent_s(self, beat: Beat) -> float:
+        now = time.monotonic()
+        before = self._beats.get(beat.driver)
         if before != beat.beat_at:
-            heard_at = time.monotonic()
-        self._heard[beat.driver] = beat.beat_at, heard_at
-        silent_s = min(time.monotonic() - heard_at, beat.age_s)
-        return beat.state not in ENDED and not beat.is_gone and silent_s <= beat.patience_s
+            self._beats[beat.driver], self._seen_at[beat.driver] = beat.beat_at, now
+        if before not in (None, beat.beat_at):
+            self._writing.add(beat.driver)
+        return now - self._seen_at[beat.driver]
 
 
 def read_beats(directory: RunDirectory) -> list[Beat]:
@@ -271,14 +292,24 @@ def read_beats(directory: RunDirectory) -> list[Beat]:
     return sorted(beats, key=lambda beat: beat.driver, reverse=True)
 
 
+def remove_beat(directory: RunDirectory, driver: str) -> None:
+    """Remove the file of a driver that is no more, if that is possible: it does no harm."""
+    with contextlib.suppress(OvssError, OSError):
+        directory.remove(f"{DRIVERS_FOLDER}/{driver}.json")
+
+
 def _remove_ended(directory: RunDirectory, driver: str) -> None:
-    """Remove the files of drivers that are no more: a new one has taken over."""
+    """Remove the files of drivers that are no more: a new one has taken over.
+
+    One that claims to plan the run, and may live if clocks are wrong, keeps its file; see `alone.wait_for_turn`.
+    """
     with contextlib.suppress(OvssError, OSError):  # they do no harm
         beats = read_beats(directory)
-        alive = Listener().alive(beats)
+        listener = Listener()
+        kept = [beat for beat in listener.not_given_up(beats) if beat.claims] + listener.alive(beats)
         for beat in beats:
-            if beat.driver != driver and beat not in alive:
-                directory.remove(f"{DRIVERS_FOLDER}/{beat.driver}.json")
+            if beat.driver != driver and beat not in kept:
+                remove_beat(directory, beat.driver)
 
 
 def _numbers(progress: Progress) -> dict[str, Any]:

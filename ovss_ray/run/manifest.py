@@ -97,7 +97,12 @@ def write_manifest(images: Iterable[ImageRef], directory: RunDirectory, shard_si
 
 
 def remove_stray_parts(manifest: Manifest, directory: RunDirectory) -> None:
-    """Remove what other plannings left behind; only once `run.json` says that this manifest counts."""
+    """Remove what other plannings left behind; only once `run.json` says that this manifest counts.
+
+    In a store without conditional put it stays: another driver may have written `run.json` just now, and label from it.
+    """
+    if not directory.conditional_put:
+        return
     for name in set(directory.files_in(MANIFEST_FOLDER)) - {part.name for part in manifest.parts}:
         if _PLANNED_PART.fullmatch(name.rpartition("/")[2]):
             directory.remove(name)

@@ -85,7 +85,8 @@ class RunState:
         assert self.last_sign_age_s is not None
         ago = duration(self.last_sign_age_s)
         if self.activity == "silent":
-            return f"no sign of life since {_short(self.last_sign_at)} ({ago} ago): {self.reason}"
+            when = f" ({ago} ago)" if self.last_sign_age_s else ""
+            return f"no sign of life since {_short(self.last_sign_at)}{when}: {self.reason}"
         rate = f", {self.images_per_s:.1f} images/s" if self.images_per_s else ""
         left = f", {duration(self.remaining_s)} left" if self.remaining_s is not None else ""
         alive = [f"{driver['host']} (process {driver['pid']})" for driver in self.drivers if driver["is_alive"]]
@@ -103,7 +104,8 @@ def read_status(
         storage_options: fsspec options by protocol.
         full: count images by status in any case, which reads a little of every shard. Otherwise it is done for up to
             256 shards, and taken from `summary.json` if the run is complete.
-        listener: for those who read it again and again: whoever writes while they look is alive, whatever the clocks.
+        listener: for those who read it again and again: whoever writes while they look is alive, and whoever does not
+            is gone, whatever the clocks.
 
     Raises:
         SettingError: there is no run in this place.
@@ -238,6 +240,11 @@ def _activity(told: Beat | None, is_alive: bool, *, complete: bool) -> dict[str,
         return {"activity": "stopped", "since": told.since, "reason": "it was finished, and has more shards now"}
     if told.is_gone:
         reason = f"the driver's process ({told.pid}) is gone without a word; killed?"
+    elif told.ahead_s > told.patience_s:
+        reason = (
+            f"the driver on {told.where} was killed, or cannot reach the run; its clock is {duration(told.ahead_s)} "
+            "ahead of this machine's, so only --watch can tell"
+        )
     else:
         reason = f"the driver on {told.where} was killed, or cannot reach the run (if both clocks are right)"
     return {"activity": "silent", "since": told.beat_at, "reason": reason}

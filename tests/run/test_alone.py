@@ -1,4 +1,4 @@
-"""Two drivers with different classes in a store that ignores conditional writes: no run mixes their labels."""
+"""Two writers of one run in a store that ignores conditional writes: no run mixes their labels or loses images."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from ovss_ray.errors import DamagedRunError, RunFailedError, RunMismatchError
 from ovss_ray.images.stores import open_store
+from ovss_ray.labels.additions import Addition
 from ovss_ray.labels.reading import open_run
 from ovss_ray.labels.shard import read_shard_metadata
-from ovss_ray.run import alone
+from ovss_ray.run import alone, heartbeat
+from ovss_ray.run.additions import continue_run, extend_run, load_job
 from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import run_job
-from ovss_ray.run.heartbeat import Heartbeat
+from ovss_ray.run.files import StoredFiles
+from ovss_ray.run.heartbeat import Beat, Heartbeat, read_beats
 from ovss_ray.run.progress import SilentReporter
 from ovss_ray.run.text import load_text
 from ovss_ray.run.verify import verify_run
@@ -29,6 +35,7 @@ from tests.processes import run_together
 from tests.run.conftest import CLIP
 
 MakeSpec = Callable[..., JobSpec]
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -92,6 +99,128 @@ def test_only_one_of_many_drivers_plans_at_a_time(
     for driver in drivers:
         driver.join(60)
     assert (most, planned) == (1, 4)
+
+
+class TestClaims:
+    """Of drivers on other machines, whose clocks are wrong."""
+
+    @pytest.fixture
+    def directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+        monkeypatch.setattr(alone, "LOOK_EVERY_S", 0.05)
+        monkeypatch.setattr(heartbeat, "_SLACK_S", 0.7)
+        directory = RunDirectory(str(tmp_path / "run"))
+        directory.prepare()
+        return directory
+
+    @staticmethod
+    def claim(directory: RunDirectory, behind_s: float, *, claims: bool = True) -> None:
+        at = (datetime.now(timezone.utc) - timedelta(seconds=behind_s)).isoformat()
+        name = "20200101T000000-00000000"
+        beat = Beat(driver=name, host="far-away", pid=1, package_version="1", state="planning", claims=claims,
+                    started_at=at, since=at, beat_at=at, every_s=0.1)  # fmt: skip
+        directory.replace(f"drivers/{name}.json", beat.model_dump_json().encode())
+
+    @pytest.mark.parametrize("behind_s", [300.0, -7200.0])
+    def test_one_that_goes_on_writing_keeps_its_claim(self, behind_s: float, directory: RunDirectory) -> None:
+        happened = []
+
+        def plan() -> None:
+            with Heartbeat(directory, "planning") as heart:
+                alone.wait_for_turn(directory, heart, SilentReporter())
+                happened.append("the second has its turn")
+
+        self.claim(directory, behind_s)
+        second = threading.Thread(target=plan)
+        second.start()
+        for _ in range(40):  # longer than its patience of a second
+            time.sleep(0.05)
+            self.claim(directory, behind_s)
+        happened.append("the first is done")
+        self.claim(directory, behind_s, claims=False)
+        second.join(60)
+        assert happened == ["the first is done", "the second has its turn"]
+
+    @pytest.mark.parametrize("behind_s", [300.0, -7200.0])
+    def test_that_of_a_dead_one_lapses(self, behind_s: float, directory: RunDirectory) -> None:
+        self.claim(directory, behind_s)
+        with Heartbeat(directory, "planning") as heart:
+            planning = threading.Thread(
+                target=alone.wait_for_turn, args=(directory, heart, SilentReporter()), daemon=True
+            )
+            planning.start()
+            planning.join(60)
+            assert not planning.is_alive()
+            assert [beat.driver for beat in read_beats(directory)] == [heart.driver]
+
+
+class Order:
+    """The first thread that has begun to write a file waits before it does, until another is done or must wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.go_on = threading.Event()
+        held: list[str] = []
+        write = StoredFiles.replace
+
+        def replace(files: StoredFiles, path: str, data: bytes) -> None:
+            if path.endswith(name) and not held:
+                held.append(path)
+                assert self.go_on.wait(120)
+            write(files, path, data)
+
+        monkeypatch.setattr(StoredFiles, "replace", replace)
+
+    def of(self, *calls: Callable[[], T]) -> list[T | Exception]:
+        """What came of two calls at once."""
+
+        def call(called: Callable[[], T]) -> T | Exception:
+            try:
+                return called()
+            except RunFailedError as error:
+                return error
+            finally:
+                self.go_on.set()
+
+        with ThreadPoolExecutor(len(calls)) as threads:
+            return list(threads.map(call, calls))
+
+
+def test_two_drivers_with_the_same_settings_that_do_not_hear_each_other(
+    store: FaultyEndpoint, s3: str, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ovss_ray.run.driver.wait_for_turn", lambda *_: None)  # each was taken for dead by the other
+    spec = make_spec(run=f"{s3}/run", limit=16)
+    summaries = Order(monkeypatch, "run.json").of(lambda: run_job(spec), lambda: run_job(spec))
+    assert [getattr(summary, "statuses", summary) for summary in summaries] == [{"ok": 16}] * 2
+    assert run_job(spec).statuses == {"ok": 16}
+    assert verify_run(spec.run).exit_code == 0
+
+
+class Waiting(SilentReporter):
+    """Lets the other writer go on as soon as this one waits for it."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+
+    def message(self, text: str) -> None:
+        super().message(text)
+        self._order.go_on.set()
+
+
+def test_of_two_that_extend_a_run_at_once_one_is_told_to_try_again(
+    store: FaultyEndpoint, s3: str, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone, "LOOK_EVERY_S", 0.05)
+    spec = make_spec(run=f"{s3}/run", limit=4)
+    run_job(spec)
+    order = Order(monkeypatch, "additions/00001.json")
+
+    def extend() -> Addition | None:
+        return extend_run(load_job(spec.run), {"limit": 8}, reporter=Waiting(order))
+
+    came = order.of(extend, extend)
+    (refused,) = (outcome for outcome in came if isinstance(outcome, RunFailedError))
+    assert "another process has just added images" in str(refused)
+    assert continue_run(load_job(spec.run)).statuses == {"ok": 12}
 
 
 def test_a_driver_whose_run_was_replaced_stops_before_it_writes_more(

@@ -90,14 +90,33 @@ def test_a_copy_of_a_run_that_was_running_has_no_rate(before: str, finished: str
 
 def test_clocks_that_differ(finished: str) -> None:
     shard(finished, 4).unlink()
-    say_last(finished, -7200, state="running")  # its clock is ahead
-    assert read_status(finished).activity == "running"
+    say_last(finished, -7230, state="running")  # its clock is ahead
+    state = read_status(finished)
+    assert (state.activity, state.images_per_s, state.last_sign_age_s) == ("silent", None, 0.0)
+    assert "killed, or cannot reach the run; its clock is 2 h 00 min ahead of this machine's" in state.pace()
     listener = Listener()
     say_last(finished, 7200, state="running")
     assert read_status(finished, listener=listener).activity == "silent"
     say_last(finished, 7170, state="running")  # it is two hours behind, but has just written
     assert read_status(finished, listener=listener).activity == "running"
     assert read_status(finished, listener=listener).activity == "running"
+
+
+@pytest.mark.parametrize("ahead_s", [0.0, 7200.0])
+def test_a_driver_that_was_heard_and_stops_writing_is_gone(
+    ahead_s: float, finished: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard(finished, 4).unlink()
+    listener = Listener()
+    for ago in (2.0, 1.0):
+        say_last(finished, ago - ahead_s, state="running", images_per_s=12.5)
+        state = read_status(finished, listener=listener)
+    assert (state.activity, state.images_per_s) == ("running", 12.5)
+    (beat,) = read_beats(RunDirectory(finished))
+    now = time.monotonic()
+    monkeypatch.setattr("ovss_ray.run.heartbeat.time.monotonic", lambda: now + beat.patience_s + 1.0)
+    state = read_status(finished, listener=listener)
+    assert (state.activity, state.images_per_s) == ("silent", None)
 
 
 def test_of_several_drivers_the_rates_add_up(finished: str) -> None:
