@@ -133,7 +133,7 @@ def _continue(
     done = directory.done_shards() & set(range(manifest.shards))
     if len(done) == manifest.shards:
         reporter.message(f"{directory.uri} is complete already")
-        summary = summarise_run(directory, manifest, session=None)
+        summary = _summarise(directory, manifest, None)
         directory.sweep()
         return summary
     with Heartbeat(directory, "loading", fingerprint=record["fingerprint"]) as heart:
@@ -193,7 +193,7 @@ def _label(start: _Start, manifest: Manifest, record: dict[str, Any] | None, don
         session = _Session(job, start, engine, done)
         with stop_signals() as stop:
             session.run(stop)
-        summary = summarise_run(directory, manifest, session=session.progress)
+        summary = _summarise(directory, manifest, session.progress)
         start.heart.finished(session.progress)
         return summary
     except OvssError as error:
@@ -239,6 +239,13 @@ def _create_record(resolved: ResolvedSpec, manifest: Manifest, directory: RunDir
     if theirs is not None:
         remove_stray_parts(Manifest.from_json(theirs["manifest"]), directory)
     return None
+
+
+def _summarise(directory: RunDirectory, manifest: Manifest, session: Progress | None) -> RunSummary:
+    try:
+        return summarise_run(directory, manifest, session=session)
+    except KeyboardInterrupt:
+        raise RunInterrupted(signal.SIGINT, "labelling is done, and its shards are kept; the summary is not") from None
 
 
 def _write_classes(vocabulary: Vocabulary, directory: RunDirectory) -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from ovss_ray.labels.reading import open_run
+from ovss_ray.run import summary
+from ovss_ray.run.directory import RunDirectory
+from ovss_ray.run.driver import RunInterrupted, run_job
 from ovss_ray.run.interrupts import held_interrupts
+from ovss_ray.spec import JobSpec
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +26,22 @@ def as_in_a_terminal() -> Iterator[None]:
 
 def ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_while_the_summary_is_counted_it_does_not_say_that_labelling_had_not_begun(
+    make_spec: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_late(*arguments: Any) -> Any:
+        ctrl_c()
+        return open_run(*arguments)
+
+    spec = make_spec(limit=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(summary, "open_run", open_late)
+        with pytest.raises(RunInterrupted, match="stopped by SIGINT; labelling is done") as stopped:
+            run_job(spec)
+    assert stopped.value.continue_with == RunDirectory(spec.run).continue_command
+    assert run_job(spec).statuses == {"ok": 8}
 
 
 def test_it_is_raised_at_the_end_in_place_of_an_error() -> None:
