@@ -133,7 +133,7 @@ class Fetcher:
         if not uri:
             raise ImageError("not_found", "the list names no image in this row")
         if len(uri) > LONGEST_ADDRESS:  # before a message is made of it
-            raise ImageError("fetch_failed", f"not a usable address: more than {LONGEST_ADDRESS} characters")
+            raise _too_long()
         try:
             with _under(reach):
                 return try_often(
@@ -184,7 +184,11 @@ class Fetcher:
             return cell.data
         if not cell.path:
             raise ImageError("not_found", "the row of the Parquet file holds neither bytes nor a path")
-        return self._read_in_turn(resolver(member.file)(cell.path), Wish(max_bytes=self.max_bytes))
+        uri = resolver(member.file)(cell.path)
+        if len(uri) > LONGEST_ADDRESS:
+            raise _too_long()
+        with _under(_REACH.get().inside(member.file)):
+            return self._read_in_turn(uri, Wish(max_bytes=self.max_bytes))
 
     def _open_parquet(self, uri: str, etag: str | None) -> Callable[[], Any]:
         """How to open the version of a Parquet file that was planned; without a mark, the one that is there now."""
@@ -277,6 +281,10 @@ def _under(reach: Reach) -> Iterator[None]:
         yield
     finally:
         _REACH.reset(token)
+
+
+def _too_long() -> ImageError:
+    return ImageError("fetch_failed", f"not a usable address: more than {LONGEST_ADDRESS} characters")
 
 
 def _check_reach(uri: str) -> None:

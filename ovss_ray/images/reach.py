@@ -35,11 +35,21 @@ class Reach:
         schemes: the protocols that they may have; None leaves it to the place of the source.
         hosts: the hosts that are not public and may be asked: names (with `:port`, if only that one is meant),
             addresses, networks, or "*" for all; None leaves it to the place of the source.
+        within: what led to the source, where that is a file of many images; both have to allow an address.
     """
 
     source: str | None = None
     schemes: tuple[str, ...] | None = None
     hosts: tuple[str, ...] | None = None
+    within: Reach | None = None
+
+    def inside(self, file: str) -> Reach:
+        """What the addresses inside a file may lead to, that is itself an address of the source."""
+        if is_local(file):
+            return self
+        protocol, _, rest = file.partition("://")
+        host = rest.partition("/")[0] if protocol.lower() in _WEB else ""  # all files there are one place
+        return Reach(f"{protocol}://{host}", self.schemes, self.hosts, within=self)
 
     @property
     def trusted(self) -> bool:
@@ -51,6 +61,10 @@ class Reach:
 
         None if it may, as far as can be told: what a name resolves to is looked at when it is connected to.
         """
+        refusal = None if self.within is None else self.within.refusal(uri)
+        return refusal or self._own_refusal(uri)
+
+    def _own_refusal(self, uri: str) -> str | None:
         protocol = protocol_of(uri)
         if not uri or protocol not in PROTOCOLS:
             return None
@@ -78,6 +92,9 @@ class Reach:
 
     def names(self, host: str, port: int, address: IPAddress | None) -> bool:
         """Whether an internal host is the one that the source lies on, or allowed by name or address."""
+        outer = self.within
+        if outer is not None and not (outer.follows_internal or outer.names(host, port, address)):
+            return False
         if self.source is not None and protocol_of(self.source) in _WEB:
             with suppress(ValueError):
                 if authority(self.source) == (host, port):
@@ -87,7 +104,7 @@ class Reach:
     @property
     def follows_internal(self) -> bool:
         """Whether addresses may name internal hosts that nobody has allowed by name."""
-        return self.hosts is None and self.trusted
+        return self.hosts is None and self.trusted and (self.within is None or self.within.follows_internal)
 
 
 USERS_WORD = Reach()

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from ovss_ray.errors import ImageError, InputError, SettingError
-from ovss_ray.images import Fetcher, list_images, open_store
+from ovss_ray.images import Fetcher, ImageRef, list_images, open_store
 from ovss_ray.images.decoding import decode_image
 from ovss_ray.images.reach import Reach
 from ovss_ray.spec import JobSpec
@@ -137,6 +137,62 @@ def test_paths_in_the_cells_of_a_remote_parquet_file_reach_no_local_file(s3: str
         Fetcher().fetch(local.uri, offset=local.offset, reach=reach)
     assert caught.value.status == "forbidden"
     assert Fetcher().fetch(beside.uri, offset=beside.offset, reach=reach) == b"good"
+
+
+def test_what_a_remote_parquet_file_names_is_judged_by_its_own_place_too(
+    s3: str, web: Site, inner: Site, tmp_path: Path
+) -> None:
+    """However trusted the list is that names the Parquet file."""
+    (tmp_path / "a.jpg").write_bytes(SECRET)
+    paths = [str(tmp_path / "a.jpg"), inner.uri("/a.jpg"), "good.jpg", f"{s3}/good.jpg", web.uri("/good.jpg")]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": pa.array([{"bytes": None, "path": path} for path in paths], kind)}), sink)
+    fs, root = open_store(s3)
+    fs.pipe({f"{root}/remote.parquet": sink.getvalue(), f"{root}/good.jpg": b"good"})
+    web.pages["/good.jpg"] = b"good"
+    bucket, _, folder = root.partition("/")
+    key = f"{folder}/remote.parquet".lstrip("/")
+    (tmp_path / "list.csv").write_text(f"bucket,key\n{bucket},{key}\n")
+    refs = list(list_images(tmp_path / "list.csv"))
+
+    def outcomes(reach: Reach, refs: list[ImageRef]) -> list[str]:
+        found = []
+        for ref in refs:
+            try:
+                found.append(Fetcher(attempts=1).fetch(ref.uri, offset=ref.offset, reach=reach).decode())
+            except ImageError as error:
+                found.append(error.status)
+        return found
+
+    local = Reach(str(tmp_path / "list.csv"))
+    assert outcomes(local, refs) == ["forbidden", "forbidden", "good", "good", "forbidden"]
+    assert outcomes(Reach(str(tmp_path / "list.csv"), hosts=("*",)), refs) == [
+        "forbidden", SECRET.decode(), "good", "good", "good",
+    ]  # fmt: skip
+    assert outcomes(Reach(str(tmp_path / "list.csv"), schemes=("file", "s3")), refs)[0] == SECRET.decode()
+    (tmp_path / "local.parquet").write_bytes(sink.getvalue())  # which is as good as the list
+    here = list(list_images(tmp_path / "local.parquet"))
+    assert outcomes(local, here)[:2] == [SECRET.decode()] * 2
+    both = Reach("s3://bucket/list.txt").inside(web.uri("/remote.parquet"))
+    assert "may not name s3:// addresses" in (both.refusal(f"{s3}/good.jpg") or "")
+    assert "not public" in (both.refusal(web.uri("/good.jpg")) or "")  # the list might not name its server either
+    assert both.refusal("https://example.org/a.jpg") is None
+
+
+def test_the_files_of_an_inventory_name_objects_of_buckets_alone(s3: str, tmp_path: Path) -> None:
+    bucket, _, folder = s3.removeprefix("s3://").partition("/")
+    prefix = f"{folder}/" if folder else ""
+    (tmp_path / "manifest.json").write_text(
+        f'{{"fileFormat": "Parquet", "fileSchema": "", "destinationBucket": "arn:aws:s3:::{bucket}",'
+        f' "files": [{{"key": "{prefix}data.parquet"}}]}}'
+    )
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"path": ["/etc/passwd"], "bucket": [bucket], "key": ["a.jpg"]}), sink)
+    fs, root = open_store(s3)
+    fs.pipe_file(f"{root}/data.parquet", sink.getvalue())
+    with pytest.raises(InputError, match=r"data\.parquet is no file of an S3 Inventory"):
+        list(list_images(tmp_path / "manifest.json"))
 
 
 def test_a_list_on_the_web_reaches_no_bucket_with_our_credentials(web: Site, s3: str) -> None:
