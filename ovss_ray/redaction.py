@@ -6,27 +6,33 @@ import contextlib
 import ctypes
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
 SECRET_FLAGS = ("--storage-options",)
 
-_SHORTEST = 6  # a shorter one would be found inside ordinary words
+_SHORTEST = 6  # a shorter one would be found among ordinary words
+_LONG = 16  # a shorter one may be part of a longer word, as "testing" of s3://testing-photos
 _NAMES = (
-    r"sig|signature|policy|x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid|"
-    r"key-pair-id|(?:\w+[-_])?(?:token|secret|password|passwd|pwd|key|apikey|auth|authorization|credentials?|code)"
+    r"sig|policy|awsaccesskeyid|googleaccessid|key-pair-id|(?:\w{1,64}[-_])?(?:key|code)|"
+    r"[\w.-]{0,64}(?:token|secret|password|passwd|pwd|apikey|auth|authorization|credentials?|signature|jwt)|"
+    r"(?-i:\w{0,64}[a-z\d](?:Key|Code|Sig))"  # accessKey, but no monkey
 )
+_FILE_OF_CREDENTIALS = re.compile(r".*\.(?:json|pem|p12|pfx|key|crt|cer|cfg|ini|txt)", re.IGNORECASE)
 _SECRET_OPTION = re.compile(
     r"secret|passw|pwd|token|credential|auth|cookie|connection_string|sas|(?<!public_)key", re.IGNORECASE
 )
+# Texts hold names that anybody may have chosen, of any length: no pattern may look twice at long parts of them.
 _PATTERNS = (
     # user:password@ of any address, and anything@ of a web address; the container of abfs://container@account is none.
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^/\s:@?#'\"]*):[^/\s@'\"]*@", re.IGNORECASE), rf"\1:{HIDDEN}@"),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://[^/\s:@?#'\"]*):[^/\s@'\"]*@", re.IGNORECASE), rf"\1:{HIDDEN}@"),
     (re.compile(r"(\b(?:https?|ftp)://)[^/\s:@?#'\"]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),
     (re.compile(rf"([?&;](?:amp;)?(?:{_NAMES})=)[^&\s'\"<>#;,)\]}}]+", re.IGNORECASE), rf"\1{HIDDEN}"),
     # Whatever its name: nothing else in an address is that long and has no structure.
-    (re.compile(r"([?&][\w.-]+=)(?=[^&\s]*\d)[A-Za-z0-9%_+=~-]{32,}"), rf"\1{HIDDEN}"),
+    (re.compile(r"([?&][\w.-]+=)(?=[^?&\s]*\d)[A-Za-z0-9%_+=~-]{32,}[\w%.+=~-]*"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?<![\w-])eyJ[\w-]{8,}(?:\.[\w-]+){1,2}"), HIDDEN),  # a JSON Web Token
     (
         re.compile(r"\b(AccountKey|SharedAccessKey|SharedAccessSignature|Password|Pwd)=[^;\s'\"]+", re.IGNORECASE),
         rf"\1={HIDDEN}",
@@ -48,18 +54,24 @@ def redacted(text: str) -> str:
     """
     for value in tuple(_options):  # other threads may add to them
         if value in text:
-            text = text.replace(value, HIDDEN)
-    if "=" in text or "@" in text or "Bearer" in text or "Basic" in text:
+            text = text.replace(value, HIDDEN) if len(value) >= _LONG else _whole_word(value).sub(HIDDEN, text)
+    if any(mark in text for mark in ("=", "@", "Bearer", "Basic", "eyJ")):
         for pattern, replacement in _PATTERNS:
             text = pattern.sub(replacement, text)
     return text
+
+
+@lru_cache
+def _whole_word(value: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w-])(?<!\w\.){re.escape(value)}(?![\w-]|\.\w)")
 
 
 def hide_options(options: Any) -> None:
     """Hide the secrets among storage options in all that `redacted` sees from now on in this process.
 
     Args:
-        options: values by name, in groups and lists of any depth; those whose name tells of a secret are hidden.
+        options: values by name, in groups and lists of any depth; those whose name tells of a secret are hidden,
+            except where they are the path of a file that holds it.
     """
     _options.update(_secrets(options, secret=False))
 
@@ -81,7 +93,7 @@ def _secrets(value: Any, *, secret: bool) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from _secrets(inner, secret=secret)
-    elif secret and isinstance(value, str) and len(value) >= _SHORTEST:
+    elif secret and isinstance(value, str) and len(value) >= _SHORTEST and not _FILE_OF_CREDENTIALS.fullmatch(value):
         yield value
 
 

@@ -40,6 +40,10 @@ def no_options_of_other_tests() -> Iterator[None]:
         ("https://h/a?t=eyJhbGciOiJIUzI1NiJ9eyJzdWIiOiIxMjM0", "https://h/a?t=***"),
         ("AccountName=me;AccountKey=ab+/==;EndpointSuffix=core", "AccountName=me;AccountKey=***;EndpointSuffix=core"),
         ("Authorization: Bearer abcdef123456", "Authorization: Bearer ***"),
+        ("https://h/a?jwt=eyJhbGci.eyJzdWIi.c2lnbmF0dXJl&x=1", "https://h/a?jwt=***&x=1"),
+        ("https://h/a?t=eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIi.c2ln", "https://h/a?t=***"),
+        ("https://h/a?accessToken=abc&authToken=d.e&mySecret=f&apiKey=g", "https://h/a?accessToken=***&authToken=***&mySecret=***&apiKey=***"),
+        ("the token eyJhbGciOiJub25lIn0.eyJzdWIi.c2lnbmF0 is expired", "the token *** is expired"),
     ],
 )  # fmt: skip
 def test_secrets_in_addresses_are_hidden(text: str, shown: str) -> None:
@@ -53,6 +57,7 @@ def test_secrets_in_addresses_are_hidden(text: str, shown: str) -> None:
         "abfs://photos@account.dfs.core.windows.net/a.jpg",
         "s3://bucket/me@home/a=b.jpg",
         "https://h:8080/a@b.jpg?id=5&keyword=cat",
+        "https://h/a.jpg?monkey=1&author=me&hockey=2&name=a.b.jpg",
         "max_failed_fraction = 0.2",
         "Basic settings",
     ],
@@ -71,6 +76,24 @@ def test_values_of_storage_options_are_hidden_wherever_they_turn_up() -> None:
     assert SECRET not in shown
     assert "AKIAEXAMPLE" not in shown
     assert "http://minio:9000" in shown
+
+
+def test_what_a_user_must_read_is_not_hidden() -> None:
+    options = {"gs": {"token": "/home/me/keyy.json"}, "s3": {"key": "testing", "secret": "nothing-else"}}
+    hide_options(options)
+    assert redacted("the file /home/me/keyy.json does not exist") == "the file /home/me/keyy.json does not exist"
+    assert redacted("--run s3://testing-photos/run") == "--run s3://testing-photos/run"
+    assert redacted("contesting testing.jpg nothing-else-matters") == "contesting testing.jpg nothing-else-matters"
+    assert redacted("key 'testing', nothing-else. testing") == "key '***', ***. ***"
+
+
+@pytest.mark.parametrize(
+    "part", ["a.", "a-", "?a=", "&a_", "a://", "eyJ-", "eyJaaaaaaaa.", "Bearer ", "x:y@", "=a", "?"]
+)
+def test_names_of_any_length_take_no_time(part: str) -> None:
+    """With time that grows with the square of the length, this test would take hours."""
+    redacted("=@" + part * (2_000_000 // len(part)))
+    redacted("=@" + part * (2_000_000 // len(part)) + "!")
 
 
 def test_errors_rows_and_log_lines_have_no_secrets() -> None:
