@@ -98,7 +98,7 @@ class WorkerDied:
     """A worker's process is gone.
 
     Attributes:
-        blameless: its node went away or was preempted, so no shard is to blame.
+        blameless: its node went away or was preempted, so no shard is to blame, if that does not go on and on.
         group: the images that it had announced before, if its shard was done carefully.
         hung: it was killed because it did not end.
         memory: it was killed because the memory of its node ran out, by its own fault or by that of its neighbours.

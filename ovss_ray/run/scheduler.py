@@ -7,15 +7,17 @@ Events go in (`handle`), decisions come out; the driver carries them out. Invari
 * no shard fails more than `max_shard_attempts` times without telling something new: then the run stops with its reason;
 * workers that cannot start, or die one after the other, never lead to an endless loop: the run stops, or the GPU that
   they share gets no more work;
+* a lost node counts against no shard, unless the same shard was at work on so many of them in a row that it is the
+  likelier cause;
 * a worker that is killed for want of memory while it has neighbours on its node counts against no shard; if that
   happens again, it is not replaced.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ovss_ray.run.events import (
     Assign,
@@ -45,6 +47,7 @@ from ovss_ray.run.isolation import ShardCase
 from ovss_ray.run.sparing import MemoryLimit
 
 MAX_FAILED_STARTS = 3
+MAX_LOST_NODES = 5  # with one shard at work on each of them; a further one counts as a death like any other
 MAX_GPU_FAULTS = 3  # shards, or starts, that fail on one GPU with nothing done between them
 
 
@@ -96,6 +99,7 @@ class Scheduler:
         self._max_shard_attempts = max_shard_attempts
         self._gpu_faults: defaultdict[str, set[int | str]] = defaultdict(set)  # shards and workers, in a row
         self._gpu_reasons: dict[str, str] = {}  # of those that were set aside
+        self._lost_nodes: Counter[int] = Counter()  # by the shard that was at work
         self._failed_starts = 0  # in a row
         self._started = 0
         self._draining = False
@@ -202,8 +206,13 @@ class Scheduler:
     def _on_death(self, worker: _Worker, event: WorkerDied) -> list[Decision]:
         del self._workers[worker.name]
         held = [shard for shard in worker.shards if self._release(worker, shard)]
-        if event.blameless or worker.leaving:
+        if worker.leaving:
             return []
+        if event.blameless:
+            if not held or self._is_likely_lost_by_chance(held[0]):
+                return []
+            lost = f"{self._lost_nodes[held[0]]} nodes in a row were lost with shard {held[0]} at work; the last"
+            event = replace(event, reason=f"{lost}: {event.reason}")
         if event.memory and self._has_neighbours(worker):
             for shard in held:
                 self._case(shard).was_beside()
@@ -224,6 +233,11 @@ class Scheduler:
             return marked + aside
         return marked + self._give_up_on(case, event.reason)
 
+    def _is_likely_lost_by_chance(self, shard: int) -> bool:
+        """A node is gone that had this shard at work; an image may have ended more than its worker."""
+        self._lost_nodes[shard] += 1
+        return self._lost_nodes[shard] <= MAX_LOST_NODES
+
     def _on_done(self, worker: _Worker, shard: int) -> None:
         self._must_hold(worker, shard)
         self._is_sound(worker)
@@ -231,6 +245,7 @@ class Scheduler:
         # A second copy goes on until its worker finds the file; nothing is given out for it again.
         self._holders.pop(shard, None)
         self._cases.pop(shard, None)
+        self._lost_nodes.pop(shard, None)
 
     def _on_failed(self, worker: _Worker, event: ShardFailed) -> list[Decision]:
         self._must_hold(worker, event.shard)

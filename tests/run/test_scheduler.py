@@ -32,7 +32,7 @@ from ovss_ray.run.events import (
     WorkerPlaced,
 )
 from ovss_ray.run.isolation import MAX_CRASHED_PER_SHARD, groups_of
-from ovss_ray.run.scheduler import Scheduler
+from ovss_ray.run.scheduler import MAX_LOST_NODES, Scheduler
 
 
 def make(shards: int, workers: int, **options: int) -> Scheduler:
@@ -95,12 +95,35 @@ def test_a_dead_worker_is_replaced_and_its_shards_are_retried_carefully_and_one_
 
 
 def test_a_lost_node_is_nobodys_fault() -> None:
-    scheduler = make(1, 1, max_shard_attempts=2)
+    scheduler = make(1, 1, max_shard_attempts=1)
     scheduler.start()
-    for number in range(1, 10):
+    for number in range(1, MAX_LOST_NODES + 1):
         assert join(scheduler, number) == [gave(number, 0)]
         died = WorkerDied(f"worker-{number}", "preempted", blameless=True)
         assert scheduler.handle(died) == [StartWorker(f"worker-{number + 1}")]
+
+
+def test_an_image_that_takes_its_node_with_it_is_found_at_last() -> None:
+    scheduler = make(1, 1)
+    scheduler.start()
+    groups: list[tuple[int, ...]] = [(), (4, 5, 6, 7), (6,), (6,)]  # of the deaths that count
+    for number in range(1, MAX_LOST_NODES + 5):
+        join(scheduler, number)
+        group = groups[max(number - MAX_LOST_NODES - 1, 0)]
+        decisions = scheduler.handle(WorkerDied(f"worker-{number}", "gone", blameless=True, group=group))
+    reason = "9 nodes in a row were lost with shard 0 at work; the last: gone"
+    assert decisions == [MarkCrashed(CrashedImage(0, 6, "crashed", reason)), StartWorker("worker-10")]
+
+
+def test_a_shard_on_which_every_node_is_lost_stops_the_run() -> None:
+    scheduler = make(1, 1, max_shard_attempts=2)
+    scheduler.start()
+    for number in range(1, MAX_LOST_NODES + 3):
+        join(scheduler, number)
+        (decision,) = scheduler.handle(WorkerDied(f"worker-{number}", "gone", blameless=True))
+    assert decision == StopRun(
+        "shard 0 failed 2 times; the last time: 7 nodes in a row were lost with shard 0 at work; the last: gone"
+    )
 
 
 def test_a_shard_that_keeps_failing_stops_the_run_with_its_reason() -> None:
