@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,22 @@ from ovss_ray.images.versions import (
 CHUNK_BYTES = 1 << 20
 
 
+class NoRoomError(Exception):
+    """There is no room now for a file that is larger than expected; what was read of it is dropped.
+
+    Attributes:
+        size_bytes: its size, or a guess at it where nobody tells: twice what has come.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(f"no room for {size_bytes} bytes")
+        self.size_bytes = size_bytes
+
+
+def _all_room(_size_bytes: int) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Wish:
     """What is to be read, and what was planned.
@@ -42,6 +58,7 @@ class Wish:
         size_bytes: the size that was planned, of a whole file.
         mark: the version that was planned, see `Version.mark`.
         what: the file that holds the image, for messages; "" if it is the image.
+        room: asked before more is read whether there is room for so many bytes of the file, those read included.
     """
 
     start: int | None = None
@@ -50,6 +67,16 @@ class Wish:
     size_bytes: int | None = None
     mark: str | None = None
     what: str = ""
+    room: Callable[[int], bool] = _all_room
+
+    def ask_for_room(self, size_bytes: int) -> None:
+        """Make sure that there is room for a file of this size.
+
+        Raises:
+            NoRoomError: there is none.
+        """
+        if not self.room(size_bytes):
+            raise NoRoomError(size_bytes)
 
     @property
     def length(self) -> int | None:
@@ -83,6 +110,7 @@ async def download(fs: fsspec.AbstractFileSystem, path: str, wish: Wish) -> byte
     Raises:
         ImageError: `fetch_failed`, another version than planned, or a server that ignores byte ranges; `too_large`.
         TruncatedError: fewer bytes than planned, from a server that does not say how many there are.
+        NoRoomError: there is no room for it now.
         Exception: whatever else the driver raises.
     """
     async with _opened(fs, path, wish) as reply:
@@ -99,6 +127,7 @@ def read_local(path: str, wish: Wish) -> bytes:
     with open(path, "rb") as file:
         version = version_of_status(os.fstat(file.fileno()))
         _check_before(wish, version)
+        wish.ask_for_room(wish.length or version.size_bytes or 0)
         file.seek(wish.start or 0)
         # What is there, and a byte more that shows whether the file grows; never what a limit would allow.
         data = file.read(wish.length if wish.length is not None else (version.size_bytes or 0) + 1)
@@ -107,6 +136,7 @@ def read_local(path: str, wish: Wish) -> bytes:
             pieces.append(file.read(CHUNK_BYTES))
             if sum(map(len, pieces)) > wish.max_bytes:
                 raise too_large(wish.max_bytes)
+            wish.ask_for_room(sum(map(len, pieces)))
         if wish.mark is not None:
             check_unchanged(wish.mark, version_of_status(os.fstat(file.fileno())), wish.what)
     data = data if len(pieces) == 1 else b"".join(pieces)
@@ -124,12 +154,17 @@ def _check_before(wish: Wish, version: Version) -> None:
 
 async def _received(reply: Reply, wish: Wish) -> bytes:
     _check_before(wish, reply.version)
+    told = (reply.version.size_bytes if wish.length is None else wish.length) if reply.as_stored else None
+    wish.ask_for_room(told or 0)
     pieces: list[bytes] = []
     count = 0
     async for piece in reply.chunks:
         count += len(piece)
         if count > wish.most_bytes:
             raise too_large(wish.max_bytes) if wish.length is None else no_byte_ranges()
+        if count > (told or 0) and not wish.room(count):
+            pieces.clear()  # the error holds this frame, for as long as somebody holds the error
+            raise NoRoomError(min(2 * count, wish.most_bytes))
         pieces.append(piece)
     if reply.as_stored:
         _check_complete(wish, count, reply.version.size_bytes)

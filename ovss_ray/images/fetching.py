@@ -17,7 +17,7 @@ import fsspec
 from ovss_ray.errors import ImageError, SettingError
 from ovss_ray.images.addresses import LONGEST_ADDRESS
 from ovss_ray.images.backoff import try_often
-from ovss_ray.images.downloads import Wish, download, read_local, too_large
+from ovss_ray.images.downloads import NoRoomError, Wish, download, read_local, too_large
 from ovss_ray.images.drivers import call_within, open_bounded, wait_within
 from ovss_ray.images.limits import DEFAULT_MAX_BYTES
 from ovss_ray.images.list_files import resolver
@@ -104,6 +104,7 @@ class Fetcher:
         etag: str | None = None,
         header_bytes: int | None = None,
         reach: Reach = USERS_WORD,
+        room: Callable[[int], bool] = lambda _: True,
     ) -> bytes:
         """Read one image whole, as it was planned.
 
@@ -111,15 +112,18 @@ class Fetcher:
             uri, size_bytes, offset, etag, header_bytes: as in `ImageRef`. Images inside a file need the offset, those
                 in tars the size too. What is None is not compared.
             reach: what the address may lead to; `forbidden` where it leads elsewhere.
+            room: told how large the file is, or how much has come where nobody tells, before more of it is read;
+                False ends the read. Called from any thread; must not wait.
 
         Raises:
+            NoRoomError: `room` said so.
             ImageError: `not_found`, `forbidden`, `too_large` (over `max_bytes`), or `fetch_failed`: at once for a file
                 that changed since it was planned, else after the last attempt, with the reason of that attempt.
         """
         if size_bytes is not None and size_bytes > self.max_bytes:
             raise too_large(self.max_bytes, size_bytes)
         ref = ImageRef(uri, size_bytes, etag, offset, header_bytes=header_bytes)
-        return self._often(uri, reach, lambda: self._read_image(ref))
+        return self._often(uri, reach, lambda: self._read_image(ref, room))
 
     def version(self, uri: str, *, reach: Reach = USERS_WORD) -> Version:
         """Which version of a file is there now, as far as its store tells: one stat, or one request.
@@ -139,7 +143,7 @@ class Fetcher:
                 return try_often(
                     read, attempts=self.attempts, is_final=_is_final, sleep=self._sleep, on_retry=self._count_retry
                 )
-        except ImageError:
+        except (ImageError, NoRoomError):
             raise
         except Exception as error:
             if is_redirect_astray(error):
@@ -158,14 +162,14 @@ class Fetcher:
         if self._on_retry is not None:
             self._on_retry(failure)
 
-    def _read_image(self, ref: ImageRef) -> bytes:
+    def _read_image(self, ref: ImageRef, room: Callable[[int], bool]) -> bytes:
         member = split_member(ref.uri)
         if member is None:
-            return self._read_in_turn(ref.uri, Wish(None, None, self.max_bytes, ref.size_bytes, ref.etag))
+            return self._read_in_turn(ref.uri, Wish(None, None, self.max_bytes, ref.size_bytes, ref.etag, room=room))
         if ref.offset is None:
             raise ImageError("not_found", f"the {member.kind} file holds no such image (any more)")
         if member.kind == "parquet":
-            return self._read_cell(member, ref.offset, ref.etag)
+            return self._read_cell(member, ref.offset, ref.etag, room)
         if ref.size_bytes is None:
             raise ValueError("an image in a tar is found by its size, and this is not given")
         return self._read_member(member, ref, ref.size_bytes, ref.offset)
@@ -178,9 +182,10 @@ class Fetcher:
         check_member(data[:headers], member.name, size_bytes, with_name=ref.header_bytes is not None)
         return data[headers:]
 
-    def _read_cell(self, member: Member, row: int, etag: str | None) -> bytes:
+    def _read_cell(self, member: Member, row: int, etag: str | None, room: Callable[[int], bool]) -> bytes:
         cell = self._row_groups.cell(member.file, member.name, row, etag)
         if cell.data is not None:
+            Wish(room=room).ask_for_room(len(cell.data))
             return cell.data
         if not cell.path:
             raise ImageError("not_found", "the row of the Parquet file holds neither bytes nor a path")
@@ -188,7 +193,7 @@ class Fetcher:
         if len(uri) > LONGEST_ADDRESS:
             raise _too_long()
         with _under(_REACH.get().inside(member.file)):
-            return self._read_in_turn(uri, Wish(max_bytes=self.max_bytes))
+            return self._read_in_turn(uri, Wish(max_bytes=self.max_bytes, room=room))
 
     def _open_parquet(self, uri: str, etag: str | None) -> Callable[[], Any]:
         """How to open the version of a Parquet file that was planned; without a mark, the one that is there now."""
@@ -230,7 +235,8 @@ class Fetcher:
         except Exception as error:
             if wish.length is not None and answered_status(error) == RANGE_NOT_SATISFIABLE:
                 raise changed(wish.what, f"at least {wish.end} bytes then, fewer now") from error
-            reply = "good" if isinstance(error, ImageError) else _REPLIES.get(store_failure(error), "none")
+            is_good = isinstance(error, (ImageError, NoRoomError))
+            reply = "good" if is_good else _REPLIES.get(store_failure(error), "none")
             raise
         finally:
             window.leave(number, reply)
@@ -295,6 +301,6 @@ def _check_reach(uri: str) -> None:
 
 def _is_final(error: Exception) -> bool:
     """Whether another attempt is pointless: the reason is in the image or its address, not in the way there."""
-    if isinstance(error, (ImageError, SettingError, ValueError)) or is_redirect_astray(error):
+    if isinstance(error, (ImageError, NoRoomError, SettingError, ValueError)) or is_redirect_astray(error):
         return True
     return store_failure(error) in ("not_found", "forbidden", "rejected")

@@ -22,6 +22,7 @@ class _Request(NamedTuple):
     number: int  # of the image in its shard: the order of service
     size_bytes: int
     start: Callable[[], None]
+    held_bytes: int
 
 
 class MemoryBudget:
@@ -112,12 +113,27 @@ class Account:
         """Whether it is closed and empty."""
         return self._closed and not self.bytes
 
-    def ask(self, number: int, size_bytes: int, start: Callable[[], None]) -> None:
-        """Call `start` as soon as so many bytes may be taken for an image; they count as `ahead` from then on."""
+    def ask(self, number: int, size_bytes: int, start: Callable[[], None], *, held_bytes: int = 0) -> None:
+        """Call `start` as soon as so many bytes may be taken for an image; they count as `ahead` from then on.
+
+        Args:
+            number: of the image in its shard.
+            size_bytes: what it takes more than now.
+            start: not called any more once the account is closed.
+            held_bytes: of `ahead`, what the image takes while it waits.
+        """
         with self._budget.changed:
             if not self._closed:
-                heapq.heappush(self._waiting, _Request(number, size_bytes, start))
+                heapq.heappush(self._waiting, _Request(number, size_bytes, start, held_bytes))
                 self._budget._serve()
+
+    def extend(self, number: int, size_bytes: int) -> bool:
+        """Count more bytes for an image that is being loaded, if they may be taken now and nothing waits before it."""
+        with self._budget.changed:
+            if not self._may_extend(number, size_bytes):
+                return False
+            self.change(ahead=size_bytes)
+            return True
 
     def change(self, *, ahead: int = 0, taken: int = 0, encoding: int = 0) -> None:
         """Count more bytes, or fewer, without asking: for what is known better now, given back or handed on."""
@@ -167,10 +183,11 @@ class Account:
         """Start nothing more; images that were ready, and those that the segmenter had, are gone."""
         with self._budget.changed:
             self._closed = True
+            held = sum(request.held_bytes for request in self._waiting)
             self._waiting.clear()
             if self._budget._turn is self:
                 self._budget._turn = None
-            self.change(ahead=-ready_bytes, taken=-self.taken)
+            self.change(ahead=-ready_bytes - held, taken=-self.taken)
 
     def serve(self) -> bool:
         """Start the requests that may go ahead; False if one has to wait."""
@@ -183,6 +200,16 @@ class Account:
             self.ahead += request.size_bytes
             request.start()
         return True
+
+    def _may_extend(self, number: int, size_bytes: int) -> bool:
+        if number == self._needed and self._budget._nothing_comes_back():
+            return True
+        first = self._budget._turn
+        if first is not None and first is not self and first._waiting:
+            return False
+        if self._waiting and self._waiting[0].number < number:
+            return False
+        return self._budget._fits(self, size_bytes)
 
     def _is_stuck(self) -> bool:
         request = self._waiting[0] if self._waiting else None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ovss_ray.errors import ImageError
 from ovss_ray.images.decoding import EncodedImage, read_header
+from ovss_ray.images.downloads import NoRoomError
 from ovss_ray.images.fetching import Fetcher
 from ovss_ray.images.reach import USERS_WORD, Reach
 from ovss_ray.images.stores import is_local
@@ -35,7 +36,18 @@ _T = TypeVar("_T")
 # afterwards labels in 8 or 16 bits, and what statistics and codecs hold beside them.
 RESULT_BYTES = 13
 
-_UNKNOWN_SIZE = 1 << 20  # taken for a file whose size nothing tells, until one was read
+_UNKNOWN_SIZE = 1 << 20  # the least that is taken for a file whose size nothing tells
+
+
+@dataclass(frozen=True)
+class Postponed:
+    """A file that turned out larger than expected when there was no room for it: to be asked for again.
+
+    Attributes:
+        bytes: memory that fetching it takes, as far as is known now.
+    """
+
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ class ImageLoader:
         self._max_pixels = max_pixels
         self._stats = stats
         self._reach_of = reach_of
-        self._largest_unknown = _UNKNOWN_SIZE
+        self._usual_unknown = _UNKNOWN_SIZE
 
     def under_limits(self, fetcher: Fetcher, *, max_pixels: int) -> ImageLoader:
         """One for images that may be larger; shares all threads with this one."""
@@ -100,12 +112,20 @@ class ImageLoader:
 
     def expected_bytes(self, row: ManifestRow) -> int:
         """Memory that fetching a file takes: its size, twice where it comes in pieces over a network."""
-        size = self._largest_unknown if row.size_bytes is None else row.size_bytes
-        return size if is_local(row.uri) else 2 * size
+        return _fetched_bytes(row, self._usual_unknown if row.size_bytes is None else row.size_bytes)
 
-    def fetch(self, row: ManifestRow, then: Callable[[EncodedImage | ImageError], None]) -> None:
-        """Read a file and its header in a thread, and pass on what came of it."""
-        self._executor.submit(lambda: then(self._outcome(row, self._read)))
+    def fetch(
+        self,
+        row: ManifestRow,
+        then: Callable[[EncodedImage | Postponed | ImageError], None],
+        extend: Callable[[int], bool],
+    ) -> None:
+        """Read a file and its header in a thread, and pass on what came of it.
+
+        Args:
+            extend: asked whether the file may take so much memory when it turns out to be larger than expected.
+        """
+        self._executor.submit(lambda: then(self._outcome(row, partial(self._read, extend=extend))))
 
     def decode(self, row: ManifestRow, image: EncodedImage, then: Callable[[Image | ImageError], None]) -> None:
         """Decode an image in a thread, and pass on what came of it."""
@@ -116,16 +136,29 @@ class ImageLoader:
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, row: ManifestRow) -> EncodedImage:
-        with self._stats.stage("fetch"):
-            reach = self._reach_of(row.image_id)
-            data = self._fetcher.fetch(
-                row.uri, row.size_bytes, row.offset, etag=row.etag, header_bytes=row.header_bytes, reach=reach
-            )
+    def _read(self, row: ManifestRow, extend: Callable[[int], bool]) -> EncodedImage | Postponed:
+        try:
+            with self._stats.stage("fetch"):
+                data = self._fetcher.fetch(
+                    row.uri,
+                    row.size_bytes,
+                    row.offset,
+                    etag=row.etag,
+                    header_bytes=row.header_bytes,
+                    reach=self._reach_of(row.image_id),
+                    room=lambda size_bytes: extend(_fetched_bytes(row, size_bytes)),
+                )
+        except NoRoomError as error:
+            self._saw_unknown(error.size_bytes)
+            return Postponed(_fetched_bytes(row, error.size_bytes))
         if row.size_bytes is None:
-            self._largest_unknown = max(self._largest_unknown, len(data))
+            self._saw_unknown(len(data))
         with self._stats.stage("decode", watched=True):
             return read_header(data, max_pixels=self._max_pixels)
+
+    def _saw_unknown(self, size_bytes: int) -> None:
+        """The largest of late: a file that is larger than expected costs a request if there is no room for it."""
+        self._usual_unknown = max(size_bytes, self._usual_unknown * 7 // 8, _UNKNOWN_SIZE)
 
     def _decoded(self, image: EncodedImage) -> Image:
         with self._stats.stage("decode", watched=True):
@@ -141,6 +174,11 @@ class ImageLoader:
                 log.exception("reading %s failed", row.uri)
                 status = "out_of_memory" if isinstance(error, MemoryError) else "crashed"
                 return ImageError(status, f"{type(error).__name__}: {error}")
+
+
+def _fetched_bytes(row: ManifestRow, size_bytes: int) -> int:
+    """Over a network a file comes in pieces that are put together."""
+    return size_bytes if is_local(row.uri) else 2 * size_bytes
 
 
 class Prefetcher:
@@ -162,6 +200,7 @@ class Prefetcher:
         self._account = budget.open()
         self._max_in_flight = max_in_flight
         self._ready: dict[int, LoadedImage] = {}
+        self._granted: dict[int, int] = {}  # bytes of files that are being fetched
         self._asked = 0
         self._in_flight = 0
         self._stopped = False
@@ -214,16 +253,34 @@ class Prefetcher:
                 self._account.ask(index, size, partial(self._start_fetch, index, size))
 
     def _start_fetch(self, index: int, size_bytes: int) -> None:
-        self._context.run(self._loader.fetch, self._rows[index], partial(self._on_fetched, index, size_bytes))
+        self._granted[index] = size_bytes
+        self._context.run(
+            self._loader.fetch, self._rows[index], partial(self._on_fetched, index), partial(self._extend, index)
+        )
 
-    def _on_fetched(self, index: int, size_bytes: int, found: EncodedImage | ImageError) -> None:
+    def _extend(self, index: int, size_bytes: int) -> bool:
         with self._budget.changed:
+            more = size_bytes - self._granted[index]
+            if more > 0 and (self._stopped or not self._account.extend(index, more)):
+                return False
+            self._granted[index] += max(more, 0)
+            return True
+
+    def _on_fetched(self, index: int, found: EncodedImage | Postponed | ImageError) -> None:
+        with self._budget.changed:
+            granted = self._granted.pop(index)
             if isinstance(found, ImageError) or self._stopped:
                 failure = found if isinstance(found, ImageError) else None
-                self._finish(index, size_bytes, LoadedImage(self._rows[index], None, failure))
-                return
-            self._account.change(ahead=found.file_bytes - size_bytes)
-            self._account.ask(index, found.decode_bytes, partial(self._start_decode, index, found))
+                self._finish(index, granted, LoadedImage(self._rows[index], None, failure))
+            elif isinstance(found, Postponed):
+                # Twice as much at least, so that no server can have this happen many times.
+                size = max(found.bytes, 2 * granted)
+                self._account.ask(index, size, partial(self._start_fetch, index, size))
+                self._account.change(ahead=-granted)
+            else:
+                self._account.change(ahead=found.file_bytes - granted)
+                start = partial(self._start_decode, index, found)
+                self._account.ask(index, found.decode_bytes, start, held_bytes=found.file_bytes)
 
     def _start_decode(self, index: int, image: EncodedImage) -> None:
         size = image.file_bytes + image.decode_bytes

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from PIL import Image
 
 from ovss_ray.images.decoding import read_header
 from ovss_ray.images.fetching import Fetcher
+from ovss_ray.run import prefetch
 from ovss_ray.run.budget import MemoryBudget
 from ovss_ray.run.manifest import ManifestRow
 from ovss_ray.run.prefetch import RESULT_BYTES, ImageLoader, LoadedImage, Prefetcher, WorkerStats, micro_batches
@@ -146,8 +150,23 @@ def mixed_files(tmp_path_factory: pytest.TempPathFactory) -> list[ManifestRow]:
     threads=st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 2)),
     batch_size=st.integers(1, 4),
     sizes_known=st.booleans(),
+    least_unknown=st.sampled_from([64, 1 << 20]),
 )
 def test_shards_that_share_a_budget_all_come_through_within_it(
+    mixed_files: list[ManifestRow],
+    shards: list[list[int]],
+    limit_bytes: int,
+    threads: tuple[int, int, int],
+    batch_size: int,
+    sizes_known: bool,
+    least_unknown: int,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefetch, "_UNKNOWN_SIZE", least_unknown)
+        check_shards(mixed_files, shards, limit_bytes, threads, batch_size, sizes_known)
+
+
+def check_shards(
     mixed_files: list[ManifestRow],
     shards: list[list[int]],
     limit_bytes: int,
@@ -207,6 +226,73 @@ def test_the_size_of_an_image_counts_before_it_is_decoded(tmp_path: Path, stats:
         loader = ImageLoader(Fetcher(), pool, decode_threads=8, max_pixels=10**8, stats=stats)
         all_of(Prefetcher(rows, loader, budget, max_in_flight=8))
     assert budget.most_bytes <= budget.limit_bytes + 1_000_000 * RESULT_BYTES
+
+
+FILE_BYTES = 4 << 20
+
+
+class LargeFiles(BaseHTTPRequestHandler):
+    """Serves a small picture with megabytes behind it: with its length, or, under /untold/, without."""
+
+    def do_GET(self) -> None:
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8), (10, 200, 30)).save(picture, "JPEG")
+        self.send_response(200)
+        if not self.path.startswith("/untold/"):
+            self.send_header("Content-Length", str(FILE_BYTES))
+        self.end_headers()
+        self.wfile.write(picture.getvalue())
+        self.wfile.write(PADDING[picture.tell() :])
+
+    def log_message(self, *_: object) -> None: ...
+
+
+PADDING = memoryview(bytes(FILE_BYTES))
+
+
+class WebServer(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None: ...  # a client that has gone
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[str]:
+    server = WebServer(("127.0.0.1", 0), LargeFiles)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("folder", ["told", "untold"])
+def test_files_whose_size_the_input_does_not_tell_stay_within_the_budget(
+    web: str, folder: str, stats: WorkerStats
+) -> None:
+    rows = [ManifestRow(number, f"{web}/{folder}/{number}.jpg") for number in range(24)]
+    budget = MemoryBudget(4 * FILE_BYTES)
+    with ThreadPoolExecutor(16) as pool:
+        loader = ImageLoader(Fetcher(), pool, decode_threads=2, max_pixels=10**8, stats=stats)
+        tracemalloc.start()
+        shards = [Prefetcher(half, loader, budget, max_in_flight=12) for half in (rows[:12], rows[12:])]
+        loaded = [image for shard in shards for image in all_of(shard)]
+        most_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert [image.row for image in loaded if image.failure is None] == rows
+    assert budget.used_bytes == 0
+    assert budget.most_bytes <= budget.limit_bytes + 4 * FILE_BYTES
+    assert most_bytes < 9 * FILE_BYTES  # of 24
+
+
+def test_a_shard_that_stops_early_gives_back_the_files_that_wait_to_be_decoded(photos: Path) -> None:
+    paths = sorted(photos.rglob("*.jpg"))[:4]
+    sizes = [path.stat().st_size for path in paths]
+    rows = [ManifestRow(number, str(path), size) for number, (path, size) in enumerate(zip(paths, sizes, strict=True))]
+    budget = MemoryBudget(4 * sum(sizes))  # of which a shard may take a quarter before its turn
+    with ThreadPoolExecutor(4) as pool:
+        loader = ImageLoader(Fetcher(), pool, decode_threads=1, max_pixels=10**8, stats=WorkerStats())
+        images = Prefetcher(rows, loader, budget, max_in_flight=4)
+    assert budget.used_bytes == sum(sizes)
+    images.stop()
+    assert budget.used_bytes == 0
 
 
 def image_of(number: int, shape: tuple[int, int]) -> LoadedImage:
