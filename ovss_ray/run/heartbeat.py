@@ -56,7 +56,8 @@ class Beat(BaseModel):
         fingerprint: of the run that it works on; None while that is planned.
         images, images_done, shards, shards_done: of the run; None while it is planned.
         failures: images without labels in this session.
-        images_per_s, remaining_s: smoothed; None before there is a rate.
+        images_per_s: of this driver, smoothed; None before there is a rate.
+        remaining_s: until the run is done, at the present rate of all drivers; None likewise.
         reason: why it stopped.
     """
 
@@ -320,7 +321,7 @@ def _numbers(progress: Progress) -> dict[str, Any]:
         "shards": progress.shards,
         "shards_done": progress.shards_finished,
         "failures": progress.failures,
-        "images_per_s": round(progress.images_per_s, 3) if begun else None,
+        "images_per_s": round(progress.rate, 3) if progress.rate is not None else None,
         "remaining_s": round(progress.remaining_s, 1) if begun and progress.remaining_s is not None else None,
         "binding_stage": progress.binding_stage,
     }

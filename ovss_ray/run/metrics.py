@@ -138,7 +138,7 @@ _GAUGES = (
     ),
     _Metric("ovss_ray_run_shards", "Shards of the run", lambda p: p.shards),
     _Metric("ovss_ray_run_shards_finished", "Shards whose file exists", lambda p: p.shards_finished),
-    _Metric("ovss_ray_images_per_second", "Mean rate of this session, start-up left out", lambda p: p.images_per_s),
+    _Metric("ovss_ray_images_per_second", "Mean rate of this driver, start-up left out", lambda p: p.images_per_s),
     _Metric("ovss_ray_workers", "Workers now: starting or ready", lambda p: p.incidents.workers, "state"),
     _Metric("ovss_ray_gpus_set_aside", "GPUs on which workers fail", lambda p: p.incidents.gpus_set_aside),
 )

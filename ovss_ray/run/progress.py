@@ -57,6 +57,8 @@ class Progress:
         self._retried: Counter[str] = Counter()  # of `statuses`, images that had failed before
         self._retried_reasons: Failures = Counter()
         self._retriers: set[str] = set()
+        self._theirs = 0  # images of shards that another driver has finished
+        self._own_pace = Pace()
         self._seconds_of_gone: Counter[str] = Counter()
         self._retries_of_gone: Counter[str] = Counter()
 
@@ -84,6 +86,7 @@ class Progress:
             self.shards_finished += 1
             self.statuses.update(statuses)
             self._reasons.update(failures)
+            self._theirs += 0 if labelled else sum(statuses.values())
             if retried:
                 self._retried.update(statuses)
                 self._retried_reasons.update(failures)
@@ -111,17 +114,24 @@ class Progress:
             self._seconds_of_gone.update(self._live[gone].stage_seconds)
             self._retries_of_gone.update(self._live[gone].retries)
         self._live = dict(live)
-        if self._first is None and self.images_now:
-            self._first = time.monotonic(), self.images_now
-        self._pace.see(self.images_now, time.monotonic())
+        now = time.monotonic()
+        if self._first is None and self.images_labelled:
+            self._first = now, self.images_labelled
+        self._pace.see(self.images_now, now)
+        self._own_pace.see(self.images_labelled, now)
 
     @property
     def images_now(self) -> int:
-        """Images labelled, or found impossible, in this session."""
+        """Images labelled, or found impossible, in this session, by other drivers included."""
         unfinished = sum(
             max(sum(said.images.values()) - self._reported[worker], 0) for worker, said in self._live.items()
         )
         return min(self.statuses.total() + unfinished, self.images - self.images_before)
+
+    @property
+    def images_labelled(self) -> int:
+        """Those that this driver's workers have worked on."""
+        return max(self.images_now - self._theirs, 0)
 
     @property
     def failures(self) -> int:
@@ -151,22 +161,25 @@ class Progress:
 
     @property
     def images_per_s(self) -> float:
-        """Since images were first seen to be done: start-up does not count. Of the whole session if that is short."""
+        """Of this driver since images were first seen to be done: start-up does not count.
+
+        Of the whole session if that is short.
+        """
         if self._first is not None:
-            since, before = time.monotonic() - self._first[0], self.images_now - self._first[1]
+            since, before = time.monotonic() - self._first[0], self.images_labelled - self._first[1]
             if since > 1.0 and before:
                 return before / since
-        return self.images_now / max(self.seconds, 1e-9)
+        return self.images_labelled / max(self.seconds, 1e-9)
 
     @property
     def rate(self) -> float | None:
-        """Images per second of late, smoothed; None before it can be told."""
-        return self._pace.per_s
+        """Images per second of this driver of late, smoothed; None before it can be told."""
+        return self._own_pace.per_s
 
     @property
     def remaining_s(self) -> float | None:
-        """Expected seconds until the end at the present rate, once there is one."""
-        rate = self.rate
+        """Expected seconds until the end at the present rate of all drivers, once there is one."""
+        rate = self._pace.per_s
         return (self.images - self.images_before - self.images_now) / rate if rate else None
 
     @property

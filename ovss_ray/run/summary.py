@@ -125,7 +125,7 @@ def top_reasons(outcomes: Outcomes) -> list[dict[str, Any]]:
 
 def _session(progress: Progress) -> dict[str, Any]:
     return {
-        "images": progress.images_now,
+        "images": progress.images_labelled,
         "seconds": round(progress.seconds, 3),
         "images_per_s": round(progress.images_per_s, 3),
         "binding_stage": progress.binding_stage,

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ovss_ray.run.directory import RunDirectory
 from ovss_ray.run.driver import run_job
+from ovss_ray.run.heartbeat import Heartbeat, read_beats
 from ovss_ray.run.progress import LogReporter, Progress, SilentReporter, TerminalReporter, duration
 from ovss_ray.run.stats import WorkerProgress
 from ovss_ray.spec import JobSpec
@@ -61,6 +63,31 @@ def test_the_rate_leaves_start_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.observe({"a": WorkerProgress({"ok": 46}, {}, {})})
     assert progress.images_per_s == pytest.approx(4.0)
     assert progress.remaining_s == pytest.approx(54 / 4)
+
+
+def test_of_two_drivers_each_tells_its_own_rate_and_both_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("ovss_ray.run.progress.time.monotonic", lambda: now)
+    drivers = [Progress(images=12_000, images_before=0, shards=120) for _ in range(2)]
+    for _ in range(50):
+        now += 10.0
+        for progress in drivers:
+            progress.shard_done("a", {"ok": 100}, {})
+            progress.shard_done("a", {"ok": 100}, {}, labelled=False)  # the other one has written it
+            progress.observe({})
+    for progress in drivers:
+        assert (progress.images_now, progress.images_labelled) == (10_000, 5_000)
+        assert progress.images_per_s == pytest.approx(10.0, rel=0.05)
+        assert progress.remaining_s == pytest.approx(2_000 / 20, rel=0.01)
+    monkeypatch.undo()
+    directory = RunDirectory(str(tmp_path / "run"))
+    directory.prepare()
+    with Heartbeat(directory, "loading") as heart:
+        heart.finished(drivers[0])
+    (beat,) = read_beats(directory)
+    assert beat.images_per_s == pytest.approx(10.0, rel=0.01)
 
 
 def test_after_continuing_the_time_left_is_told_from_this_session_and_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
