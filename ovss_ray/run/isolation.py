@@ -28,6 +28,7 @@ class ShardCase:
         failures: failures since the last one that told something new.
         careful: the next attempt names what it touches.
         alone: while it is given out, its worker gets nothing else, so that its failures are its own.
+        starved: a worker that held it was killed for want of memory, so that it is given to one node only.
     """
 
     shard: int
@@ -35,6 +36,7 @@ class ShardCase:
     failures: int = 0
     careful: bool = False
     alone: bool = False
+    starved: bool = False
     crashed: dict[int, CrashedImage] = field(default_factory=dict)
     _suspects: tuple[int, ...] = ()
     _confirm: int | None = None
@@ -51,9 +53,10 @@ class ShardCase:
             confirm=self._confirm,
         )
 
-    def was_beside(self) -> None:
-        """Its worker died while another shard was on the device; it may still be the cause."""
+    def was_beside(self, *, memory: bool = False) -> None:
+        """Its worker died while another shard was on the device, or beside others; it may still be the cause."""
         self.alone = self.careful = True
+        self.starved = self.starved or memory
 
     def failed(self) -> None:
         """Its worker lives and reported an error."""
@@ -63,6 +66,7 @@ class ShardCase:
     def died(self, event: WorkerDied) -> CrashedImage | None:
         """Its worker died; returns the image that is now known to be the cause, if there is one."""
         self.alone = self.careful = True
+        self.starved = self.starved or event.memory
         if not event.group:
             self.failures += 1
         elif event.group == (self._confirm,):

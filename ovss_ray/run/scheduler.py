@@ -10,7 +10,7 @@ Events go in (`handle`), decisions come out; the driver carries them out. Invari
 * a lost node counts against no shard, unless the same shard was at work on so many of them in a row that it is the
   likelier cause;
 * a worker that is killed for want of memory while it has neighbours on its node counts against no shard; if that
-  happens again, it is not replaced.
+  happens again, it is not replaced, and what it held is tried again on one node only.
 """
 
 from __future__ import annotations
@@ -154,6 +154,9 @@ class Scheduler:
     def _apply(self, event: Event) -> list[Decision]:
         match event:
             case CapacityChanged():
+                if event.workers < self._places:  # a node went that had no worker any more to tell of it
+                    for node in set(self._memory.nodes) - {worker.node for worker in self._workers.values()}:
+                        self._memory.gone(node)
                 self._places = event.workers
                 return []
             case ShardOverdue():
@@ -173,6 +176,7 @@ class Scheduler:
                 self._failed_starts = 0
             case WorkerLeaving():
                 worker.leaving = True
+                self._memory.gone(worker.node)
             case GroupDone():
                 self._is_sound(worker)
             case WorkerFailedToStart():
@@ -193,9 +197,10 @@ class Scheduler:
     def _on_failed_start(self, worker: _Worker, event: WorkerFailedToStart) -> list[Decision]:
         del self._workers[worker.name]
         if event.blameless or worker.leaving:
+            self._memory.gone(worker.node)
             return []
         if event.memory and self._has_neighbours(worker):
-            return self._spare_memory(event.reason)
+            return self._spare_memory(worker, event.reason)
         if worker.gpu is not None and not event.anywhere and not event.memory:
             return self._blame_gpu(worker.gpu, worker.name, event.reason)
         self._failed_starts += 1
@@ -206,6 +211,8 @@ class Scheduler:
     def _on_death(self, worker: _Worker, event: WorkerDied) -> list[Decision]:
         del self._workers[worker.name]
         held = [shard for shard in worker.shards if self._release(worker, shard)]
+        if event.blameless or worker.leaving:
+            self._memory.gone(worker.node)
         if worker.leaving:
             return []
         if event.blameless:
@@ -215,13 +222,13 @@ class Scheduler:
             event = replace(event, reason=f"{lost}: {event.reason}")
         if event.memory and self._has_neighbours(worker):
             for shard in held:
-                self._case(shard).was_beside()
-            return self._spare_memory(event.reason)
+                self._case(shard).was_beside(memory=True)
+            return self._spare_memory(worker, event.reason)
         if not held:
             return []
         head, *behind = held
         for shard in behind:
-            self._case(shard).was_beside()
+            self._case(shard).was_beside(memory=event.memory)
         case = self._case(head)
         found = case.died(event)
         marked = self._marked(found)
@@ -272,8 +279,9 @@ class Scheduler:
         lifted = found.status == "out_of_memory" and self._memory.found()
         return [MarkCrashed(found), *([LimitWorkers(self._target, None)] if lifted else [])]
 
-    def _spare_memory(self, reason: str) -> list[Decision]:
-        return [LimitWorkers(self._target, reason)] if self._memory.killed(self._places) else []
+    def _spare_memory(self, killed: _Worker, reason: str) -> list[Decision]:
+        is_limited = self._memory.killed(killed.node, self._places)
+        return [LimitWorkers(self._target, reason)] if is_limited else []
 
     def _has_neighbours(self, gone: _Worker) -> bool:
         return any(worker.placed and worker.node == gone.node for worker in self._workers.values())
@@ -354,16 +362,31 @@ class Scheduler:
     def _next_for(self, worker: _Worker) -> list[Decision]:
         if any(self._is_alone(shard) for shard in worker.shards):
             return []
-        if worker.shards and any(self._is_alone(shard) for shard in self._retries):
+        emptied = self._emptied_node()
+        mine = [shard for shard in self._retries if self._may_have(worker, shard, emptied)]
+        if worker.shards and any(self._is_alone(shard) for shard in mine):
             return []  # let a worker run empty: the suspect goes first, and alone
-        if self._retries:
-            shard = self._retries.popleft()
+        if mine:
+            shard = mine[0]
+            self._retries.remove(shard)
         elif self._fresh_left:
             shard = next(self._fresh)
             self._fresh_left -= 1
         else:
             return []
         return [self._assign(worker, shard)]
+
+    def _may_have(self, worker: _Worker, shard: int, emptied: str | None) -> bool:
+        starved = shard in self._cases and self._cases[shard].starved
+        return not starved or emptied is None or worker.node == emptied
+
+    def _emptied_node(self) -> str | None:
+        """Where shards are tried again whose worker was killed for want of memory; None if they may go anywhere."""
+        nodes = self._memory.nodes
+        if not nodes:
+            return None
+        staying = {w.node for w in self._workers.values() if w.placed and not (w.leaving or w.set_aside)}
+        return next((node for node in nodes if node in staying), None)
 
     def _assign(self, worker: _Worker, shard: int) -> Assign:
         worker.shards.append(shard)

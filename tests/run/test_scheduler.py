@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -263,6 +264,33 @@ class TestMemory:
         join(scheduler, 2, node="other")
         (stop,) = scheduler.handle(WorkerDied("worker-1", "no memory", memory=True))
         assert stop == StopRun("shard 0 failed 1 times; the last time: no memory")
+
+    def test_what_was_killed_is_tried_again_on_the_node_that_was_short_of_memory_first(self) -> None:
+        scheduler = make(50, 4, depth=1)
+        scheduler.start()
+        for number, node in enumerate(["one", "one", "two", "two"], 1):
+            join(scheduler, number, node=node)
+        scheduler.handle(WorkerDied("worker-1", "no memory", memory=True))
+        assert scheduler.handle(ShardDone("worker-3", 2)) == [gave(3, 4)]
+        assert scheduler.handle(ShardDone("worker-2", 1)) == [gave(2, 0, attempt=2, careful=True)]
+
+    @pytest.mark.parametrize("goes", ["dies", "leaves", "shrinks"])
+    def test_places_that_were_left_empty_on_a_node_are_not_missed_once_it_is_gone(self, goes: str) -> None:
+        scheduler = make(50, 4, depth=1)
+        scheduler.start()
+        for number, node in enumerate(["one", "one", "two", "two"], 1):
+            join(scheduler, number, node=node)
+        scheduler.handle(WorkerDied("worker-1", "no memory", memory=True))
+        join(scheduler, 5, node="one")
+        assert LimitWorkers(3, "no memory") in scheduler.handle(WorkerDied("worker-2", "no memory", memory=True))
+        if goes == "leaves":
+            decisions = scheduler.handle(WorkerLeaving("worker-5"))
+        elif goes == "dies":
+            decisions = scheduler.handle(WorkerDied("worker-5", "lost", blameless=True))
+        else:
+            scheduler.handle(WorkerDied("worker-5", "killed"))
+            decisions = scheduler.handle(CapacityChanged(3)) + scheduler.handle(CapacityChanged(4))
+        assert sum(isinstance(decision, StartWorker) for decision in decisions) == (1 if goes == "shrinks" else 2)
 
     def test_workers_for_which_there_is_no_memory_while_they_load_stop_the_run_once_one_is_left(self) -> None:
         scheduler = make(50, 2)
@@ -550,6 +578,39 @@ def test_exactly_the_images_that_take_the_memory_are_found_whichever_worker_is_k
     assert {(image.shard, image.image_id) for image in world.marked} == hogs
     assert all(image.status == "out_of_memory" for image in world.marked)
     assert world.deaths <= (workers + 4) * len(hogs)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    data=st.data(),
+    nodes=st.integers(1, 12),
+    places=st.integers(1, 6),
+    depth=st.integers(1, 2),
+    batch=st.integers(1, 12),
+    any_victim=st.booleans(),
+)
+def test_what_an_image_that_takes_the_memory_kills_does_not_grow_with_the_cluster(
+    data: st.DataObject, nodes: int, places: int, depth: int, batch: int, any_victim: bool
+) -> None:
+    shards = 3 * nodes * places
+    hog = data.draw(st.integers(0, shards * SIZE - 1))
+    world = World(make(shards, nodes * places, depth=depth), batch=batch, hogs={(hog // SIZE, hog)})
+    chance = data.draw(st.randoms(use_true_random=False))
+    world.carry_out(world.scheduler.start())
+    for _ in range(10_000):
+        if world.stopped or not world.scheduler.remaining:
+            break
+        if world.starting:
+            taken = Counter(world.node_of[name] for name in world.held)
+            free = [node for node in map(str, range(nodes)) if taken[node] < places]
+            world.place(min(world.starting), None, chance.choice(free))
+        else:
+            name = chance.choice(sorted(name for name, tasks in world.held.items() if tasks))
+            world.work(name, victim=chance.choice(world.neighbours(name)) if any_victim else None)
+        world.check(shards)
+    assert sorted(world.done) == list(range(shards))
+    assert [image.image_id for image in world.marked] == [hog]
+    assert world.deaths <= 4 * (places + 1)
 
 
 @settings(max_examples=1000, deadline=None)
