@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import TypeAdapter, ValidationError
+
 from ovss_ray.errors import SettingError, nearest
 from ovss_ray.parsing import load_json
 from ovss_ray.vocabularies.entries import (
@@ -108,14 +110,22 @@ class Vocabulary:
     def from_json(cls, text: str) -> Vocabulary:
         """The inverse of `to_json`; raises `SettingError` for any other text."""
         try:
-            fields = json.loads(text)
-            classes = tuple(
-                VocabularyClass(item["id"], item["name"], tuple(item["queries"]), tuple(item["color"]))
-                for item in fields["classes"]
-            )
-            return cls(fields["name"], classes, tuple(fields["templates"]), fields["background"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise SettingError(f"the stored vocabulary cannot be read: {error!r}") from None
+            read = _stored_vocabulary().validate_json(text, strict=True)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            reason = ": ".join([".".join(map(str, wrong["loc"])), wrong["msg"]] if wrong["loc"] else [wrong["msg"]])
+            raise SettingError(f"the stored vocabulary cannot be read: {reason}") from None
+        ids = range(len(read.classes))
+        whole = ids and [item.id for item in read.classes] == list(ids) and all(item.queries for item in read.classes)
+        colors = all(0 <= channel <= 255 for item in read.classes for channel in item.color)
+        if not whole or not colors or read.background not in (None, *ids):
+            raise SettingError("the stored vocabulary cannot be read: its classes, ids or colors contradict each other")
+        return read
+
+
+@cache
+def _stored_vocabulary() -> TypeAdapter[Vocabulary]:
+    return TypeAdapter(Vocabulary)
 
 
 Source = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Vocabulary

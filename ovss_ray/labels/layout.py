@@ -168,6 +168,19 @@ class Manifest:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Manifest:
-        """From `run.json`, without later additions."""
+        """From `run.json`, without later additions.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not what `to_json` gave.
+        """
         parts = tuple(Part(part["name"], part["rows"]) for part in stored["parts"])
-        return cls(stored["shard_size"], stored["digest"], parts)
+        shard_size = stored["shard_size"]
+        if not parts or not all(
+            type(number) is int and number > 0 for number in (shard_size, *(p.rows for p in parts))
+        ):
+            raise ValueError("shard_size and the rows of the manifest's parts must be numbers above 0")
+        planned = cls(shard_size, stored["digest"], parts)
+        for name, number in (("images", planned.images), ("shards", planned.shards)):
+            if stored.get(name, number) != number:
+                raise ValueError(f"the manifest has {stored[name]} {name} by its record, and {number} by its parts")
+        return planned

@@ -11,7 +11,6 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ovss_ray.errors import DamagedRunError, ImageError
 from ovss_ray.images.decoding import DEFAULT_MAX_PIXELS, decode_image
@@ -20,6 +19,7 @@ from ovss_ray.images.limits import DEFAULT_MAX_BYTES, Limits
 from ovss_ray.images.listing import ImageRef
 from ovss_ray.images.splits import reach_of
 from ovss_ray.images.stores import StorageOptions, explained
+from ovss_ray.labels.damage import open_part
 from ovss_ray.labels.layout import Manifest, Part
 
 RgbImage = npt.NDArray[np.uint8]
@@ -68,7 +68,7 @@ class PixelReader:
 
         Raises:
             ImageError: it cannot be read; with the status that it would have in a shard.
-            DamagedRunError: the manifest does not list it.
+            DamagedRunError: the manifest does not list it, or a file of the manifest cannot be read.
         """
         with explained(self._uri):
             ref, part = self._planned(image_id, manifest, shards)
@@ -105,11 +105,7 @@ class PixelReader:
         return ImageRef(**row)
 
     def _read_group(self, part: str, group: int) -> pa.Table:
-        try:
-            with self._fs.open(f"{self._root}/{part}", "rb", cache_type="none") as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                return parquet.read_row_group(group, columns=["image_id", *_REF_COLUMNS])
-        except FileNotFoundError:
-            raise DamagedRunError(f"{self._uri}/{part} is missing; restore it to read images") from None
-        except pa.ArrowInvalid as error:
-            raise DamagedRunError(f"{self._uri}/{part} is damaged ({error}); restore it to read images") from error
+        with open_part(self._fs, self._root, self._uri, part) as parquet:
+            if group >= parquet.num_row_groups:
+                raise pa.ArrowInvalid("it lists other images than were planned")
+            return parquet.read_row_group(group, columns=["image_id", *_REF_COLUMNS])

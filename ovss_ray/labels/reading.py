@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -100,7 +99,7 @@ class Run:
         self.job: dict[str, Any] = record.job
         self.fingerprint = record.fingerprint
         self.warnings = record.warnings
-        self.vocabulary = Vocabulary.from_json(json.dumps(record.vocabulary))
+        self.vocabulary: Vocabulary = record.vocabulary
         self._planned = planned
         # A pickle may be opened in another working directory.
         place = root if is_local(uri) else uri
@@ -384,6 +383,8 @@ class Run:
         return labels
 
     def _decode_confidence(self, row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+        if "confidence_map" not in row:
+            raise DamagedRunError(f"the shard of image {row['image_id']} of {self.uri} has no column confidence_map")
         try:
             return decode_confidence_map(row["confidence_map"], row["height"], row["width"])
         except OvssError as error:

@@ -6,10 +6,27 @@ import json
 from typing import Any
 
 import fsspec
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ovss_ray.errors import DamagedRunError, OvssError
+from ovss_ray.labels.damage import first_line
 from ovss_ray.labels.layout import DRIVERS_FOLDER, FORMAT_VERSION, Manifest
+from ovss_ray.vocabulary import Vocabulary
+
+
+class _ReadSettings(BaseModel):
+    """The settings of a job that reading uses; a job of another version may lack some and have others."""
+
+    model_config = ConfigDict(strict=True)
+    input: str = ""
+    max_pixels: int | None = None
+    max_bytes: int | None = None
+    fetch_attempts: int = 1
+    fetch_timeout_s: float = 1.0
+    allow_schemes: list[str] | None = None
+    allow_hosts: list[str] | None = None
+    confidence_map: str = "none"
+    components: int | None = None
 
 
 class RunRecord(BaseModel):
@@ -18,8 +35,19 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
     fingerprint: str
     job: dict[str, Any]
-    vocabulary: dict[str, Any]
+    vocabulary: Vocabulary
     warnings: tuple[str, ...] = ()
+
+    @field_validator("job")
+    @classmethod
+    def _check_job(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _ReadSettings.model_validate(value)
+        return value
+
+    @field_validator("vocabulary", mode="before")
+    @classmethod
+    def _read_vocabulary(cls, value: Any) -> Vocabulary:
+        return Vocabulary.from_json(json.dumps(value))
 
 
 def parse_record(stored: bytes, uri: str) -> tuple[RunRecord, Manifest]:
@@ -38,8 +66,13 @@ def parse_record(stored: bytes, uri: str) -> tuple[RunRecord, Manifest]:
             )
         return RunRecord.model_validate(content), Manifest.from_json(content["manifest"])
     except (ValueError, KeyError, TypeError) as error:
-        reason = str(error).partition("\n")[0] or repr(error)
+        reason = _wrong_value(error) if isinstance(error, ValidationError) else first_line(error)
         raise DamagedRunError(f"{uri}/run.json is damaged ({reason}); restore it to read the run") from error
+
+
+def _wrong_value(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def explain_missing(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import duckdb
@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovss_ray.errors import DamagedRunError, OvssError, SettingError
-from ovss_ray.images.stores import store_failure
+from ovss_ray.labels.damage import UNREADABLE, check_columns, first_line, image_range, open_part, tells_damage
 from ovss_ray.labels.layout import SHARDS_FOLDER, Manifest, shard_name
-from ovss_ray.labels.schema import check_schema
-from ovss_ray.labels.shard import MAPS, list_shards
+from ovss_ray.labels.schema import check_schema, load_schema
+from ovss_ray.labels.shard import list_shards
+
+_COLUMNS = [name for name in load_schema("shard").names if name not in ("confidence_map", "components")]
+"""Those that shards of all versions have."""
 
 
 class NotWrittenError(OvssError):
@@ -49,10 +52,19 @@ class RowReader:
 
         Raises:
             NotWrittenError: no shard with the image is written yet.
-            DamagedRunError: its file is damaged, or lacks the image.
+            DamagedRunError: its file is damaged, or lacks the image; or a part of the manifest is damaged that may
+                list the image once more.
         """
         latest_failed: dict[str, Any] | None = None
-        for shard in self.retries_of(image_id, manifest):
+        try:
+            retries = list(self.retries_of(image_id, manifest))
+        except DamagedRunError:
+            with suppress(NotWrittenError):
+                home = self._read_home(image_id, manifest, columns)
+                if home["status"] == "ok":  # only images without labels are labelled again
+                    return home
+            raise
+        for shard in retries:
             try:
                 with self.open(shard, manifest) as parquet:
                     row = _read_image(parquet, image_id, columns)
@@ -78,23 +90,28 @@ class RowReader:
         return row
 
     def retries_of(self, image_id: int, manifest: Manifest) -> Iterator[int]:
-        """The shards that may hold the image once more, latest first."""
+        """The shards that may hold the image once more, latest first.
+
+        Raises:
+            DamagedRunError: a part of the manifest that labels images again is missing or damaged.
+        """
         for part in reversed(range(len(manifest.parts))):
             if manifest.parts[part].retry:
-                firsts = self._first_ids(manifest.parts[part].name)
+                firsts = self._first_ids(part, manifest)
                 group = bisect_right(firsts, image_id) - 1
                 if group >= 0:
                     yield manifest.shards_of(part)[group]
 
-    def _first_ids(self, part: str) -> list[int]:
+    def _first_ids(self, part: int, manifest: Manifest) -> list[int]:
         """The first image of each shard of a part whose images are labelled again; they ascend."""
-        if part not in self._retry_parts:
-            with self._fs.open(f"{self._root}/{part}", "rb") as file:
-                footer = pq.read_metadata(file)
-            groups = range(footer.num_row_groups)
-            column = footer.schema.names.index("image_id")
-            self._retry_parts[part] = [footer.row_group(group).column(column).statistics.min for group in groups]
-        return self._retry_parts[part]
+        name = manifest.parts[part].name
+        if name not in self._retry_parts:
+            with open_part(self._fs, self._root, self.uri, name) as parquet:
+                firsts = [image_range(parquet.metadata, group)[0] for group in range(parquet.num_row_groups)]
+                if len(firsts) != len(manifest.shards_of(part)) or firsts != sorted(firsts):
+                    raise pa.ArrowInvalid("it lists other images than were planned")
+            self._retry_parts[name] = firsts
+        return self._retry_parts[name]
 
     @contextmanager
     def open(self, shard: int, manifest: Manifest) -> Iterator[pq.ParquetFile]:
@@ -110,13 +127,16 @@ class RowReader:
             file = self._fs.open(f"{self._root}/{shard_name(shard)}", "rb", cache_type="none")
         except FileNotFoundError:
             raise self._not_written(shard, manifest) from None
+        except IsADirectoryError as error:
+            raise self.damaged(shard, error) from None
         with file:
             try:
                 parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
                 check_schema(parquet.schema_arrow, "shard", self.uri_of(shard))
+                check_columns(parquet, _COLUMNS)
                 yield parquet
-            except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-                if not _tells_damage(error):
+            except UNREADABLE as error:
+                if not tells_damage(error):
                     raise
                 raise self.damaged(shard, error) from error
 
@@ -143,11 +163,6 @@ def nothing_written(uri: str) -> str:
     return f"no shard of {uri} is written yet; start or continue the run, or wait for the first"
 
 
-def first_line(error: Exception) -> str:
-    """The beginning of a message that may have many lines."""
-    return str(error).partition("\n")[0] or repr(error)
-
-
 def _read_row(parquet: pq.ParquetFile, position: int, columns: list[str]) -> dict[str, Any] | None:
     """The row at `position` of the file, or None beyond its end; reads its row group only."""
     for group in range(parquet.num_row_groups):
@@ -161,10 +176,9 @@ def _read_row(parquet: pq.ParquetFile, position: int, columns: list[str]) -> dic
 
 def _read_image(parquet: pq.ParquetFile, image_id: int, columns: list[str]) -> dict[str, Any] | None:
     """The row of an image in a file sorted by image_id, or None; reads the row groups that may hold it."""
-    column = parquet.metadata.schema.names.index("image_id")
     for group in range(parquet.num_row_groups):
-        statistics = parquet.metadata.row_group(group).column(column).statistics
-        if statistics.min <= image_id <= statistics.max:
+        lowest, highest = image_range(parquet.metadata, group)
+        if lowest <= image_id <= highest:
             ids = parquet.read_row_group(group, columns=["image_id"])["image_id"]
             position = ids.index(image_id).as_py()
             if position >= 0:
@@ -174,13 +188,6 @@ def _read_image(parquet: pq.ParquetFile, image_id: int, columns: list[str]) -> d
     return None
 
 
-def _tells_damage(error: Exception) -> bool:
-    """Whether it is about the bytes of a Parquet file: PyArrow says so by a plain `OSError` too."""
-    if not isinstance(error, OSError):
-        return True
-    return error.errno is None and not isinstance(error, OvssError) and store_failure(error) == "other"
-
-
 _SHARD_IN_MESSAGE = re.compile(r"(\d{8})\.parquet")
 _SUSPECTS = 1000
 
@@ -188,24 +195,22 @@ _SUSPECTS = 1000
 def explain_query(rows: RowReader, manifest: Manifest, done: Sequence[int], error: Exception) -> Exception:
     """What users should see of an error that DuckDB met in a query over these shards, at once or while it ran.
 
-    Where the bytes of a shard are at fault, that shard is looked for: the one that the message names, or the first
-    that cannot be read.
+    Where the bytes of a shard may be at fault, that shard is looked for: the one that the message names, or, where it
+    names none and is about bytes and nothing else, the first that cannot be read.
     """
     if isinstance(error, OvssError):
         return error
-    # What DuckDB's own libraries throw at damaged bytes has no class of its own.
-    bytes_at_fault = type(error) is duckdb.Error or isinstance(
-        error,
-        duckdb.IOException | duckdb.InvalidInputException | duckdb.InternalException | pa.ArrowException | OSError,
-    )
-    if bytes_at_fault:
-        named = [int(number) for number in _SHARD_IN_MESSAGE.findall(str(error)) if int(number) in set(done)]
-        for shard in named or done[:_SUSPECTS]:
-            try:
-                with rows.open(shard, manifest) as parquet:
-                    parquet.read([name for name in parquet.schema_arrow.names if name not in MAPS])
-            except OvssError as damage:
-                return damage
+    # What DuckDB's own libraries throw at damaged bytes has no class of its own, and has none of DuckDB in a stream.
+    of_bytes = type(error) is duckdb.Error or isinstance(error, OSError | pa.ArrowException)
+    named = [int(number) for number in _SHARD_IN_MESSAGE.findall(str(error))]
+    written = set(done)
+    suspects = [shard for shard in named if shard in written] or (done[:_SUSPECTS] if of_bytes else [])
+    if of_bytes or isinstance(error, duckdb.IOException | duckdb.InvalidInputException | duckdb.InternalException):
+        try:
+            for shard in suspects:
+                _read_all(rows, shard, manifest)
+        except (OvssError, OSError) as found:
+            return found
     if type(error) is duckdb.Error:
         return DamagedRunError(
             f"a shard of {rows.uri} cannot be read ({first_line(error)}); ovss-ray verify {rows.uri} finds it"
@@ -213,3 +218,10 @@ def explain_query(rows: RowReader, manifest: Manifest, done: Sequence[int], erro
     if isinstance(error, duckdb.Error):
         return SettingError(f"the query cannot be run on {rows.uri}: {first_line(error)}")
     return error
+
+
+def _read_all(rows: RowReader, shard: int, manifest: Manifest) -> None:
+    """Read every byte of a shard, a row group at a time; raises what `RowReader.open` does."""
+    with rows.open(shard, manifest) as parquet:
+        for group in range(parquet.num_row_groups):
+            parquet.read_row_group(group)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovss_ray.errors import ImageError, OvssError
+from ovss_ray.errors import DamagedRunError, ImageError, OvssError
 from ovss_ray.labels import ImageRow, encode_shard, failed_row, load_schema, summarise
 from ovss_ray.labels.additions import Addition
 from ovss_ray.labels.layout import Manifest, Part, addition_name
@@ -174,3 +174,26 @@ class TestImagesThatWereLabelledAgain:
             plan = run.sql("SELECT sum(width) FROM shard_rows").explain()
             assert "label_map" not in plan
             assert "WINDOW" not in plan.upper()
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "flipped", "a folder", "of other images"])
+def test_a_damaged_list_of_images_to_label_again_is_named(tmp_path: Path, damage: str) -> None:
+    write_grown(str(tmp_path), Growth(((2,),), ((True, True, False, True), (True,) * 4, (True,), (True,))))
+    path = tmp_path / "manifest" / "00001-x-00000.parquet"
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage == "of other images":
+        ids = pa.Table.from_pylist([{"image_id": i, "uri": "x"} for i in range(9)], load_schema("manifest"))
+        pq.write_table(ids, path, row_group_size=4)
+    elif damage != "missing":
+        footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+        flipped = whole[:footer] + bytes([whole[footer] ^ 0xFF]) + whole[footer + 1 :]
+        path.write_bytes({"empty": b"", "cut off": whole[:-5], "flipped": flipped}[damage])
+    said = "is missing" if damage == "missing" else "is damaged"
+    with open_run(tmp_path) as run:
+        for read in (run.label_map, run.image):
+            with pytest.raises(DamagedRunError, match=rf"00001-x-00000\.parquet {said}.*; restore it to read"):
+                read(2)
+        assert run.label_map(1).shape == (2, 3)  # it has labels, so it was not labelled again

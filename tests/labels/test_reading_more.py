@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -170,6 +171,75 @@ def test_a_damaged_shard_is_named_by_every_way_of_reading(
         with pytest.raises(DamagedRunError, match=rf"{path.name} is damaged .*; remove it and continue") as caught:
             read(open_run(tmp_path))
         assert "\n" not in str(caught.value), name
+
+
+@pytest.mark.parametrize("column", ["label_map", "confidence_map"])
+def test_a_map_in_a_damaged_page_names_its_shard(tmp_path: Path, write: Write, column: str) -> None:
+    write(str(tmp_path), confidence=True)
+    path = tmp_path / "shards" / "00000001.parquet"
+    group = pq.read_metadata(path).row_group(0)
+    chunk = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+    whole = bytearray(path.read_bytes())
+    whole[chunk.data_page_offset + 3] ^= 1  # the size of the page, in its header
+    path.write_bytes(whole)
+    reads: list[Callable[[Run], object]] = [
+        lambda run: run.images(["image_id", column]),
+        lambda run: run.sql(f"SELECT {column} FROM shard_rows").fetchall(),
+        lambda run: run.sql(f"SELECT {column} FROM shard_rows").to_arrow_reader().read_all(),
+        lambda run: list(run.label_maps(min_confidence=0.5)),
+    ]
+    for read in reads:
+        with pytest.raises(DamagedRunError, match=r"00000001\.parquet is damaged"):
+            read(open_run(tmp_path))
+    assert open_run(tmp_path).images(["image_id"]).num_rows == 21
+
+
+def test_a_column_whose_name_is_damaged_is_damage(tmp_path: Path, write: Write) -> None:
+    write(str(tmp_path), confidence=True)
+    path = tmp_path / "shards" / "00000001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"label_map", b"lab%l_map"))
+    reads: list[Callable[[Run], object]] = [
+        lambda run: run.images(["label_map"]),
+        lambda run: run.label_map(8),
+        lambda run: list(run.label_maps()),
+    ]
+    for read in reads:
+        with pytest.raises(DamagedRunError, match=r"00000001\.parquet is damaged \(it has no column label_map\)"):
+            read(open_run(tmp_path))
+    path.write_bytes(whole.replace(b"confidence_map", b"confid%nce_map"))
+    with pytest.raises(DamagedRunError, match="the shard of image 8 .* has no column confidence_map"):
+        open_run(tmp_path).confidence_map(8)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (("vocabulary", "classes"), None, "vocabulary: .*classes"),
+        (("vocabulary", "classes", 0, "color"), "red", r"classes\.0\.color"),
+        (("vocabulary", "classes", 0, "queries"), "cat", r"classes\.0\.queries"),
+        (("vocabulary", "classes", 1, "id"), 7, "contradict each other"),
+        (("vocabulary", "background"), 3, "contradict each other"),
+        (("manifest", "shard_size"), 0, "numbers above 0"),
+        (("manifest", "shard_size"), "8", "numbers above 0"),
+        (("manifest", "parts", 0, "rows"), "21", "numbers above 0"),
+        (("manifest", "parts", 0, "rows"), 5, "21 images by its record, and 5 by its parts"),
+        (("manifest", "parts"), [], "numbers above 0"),
+        (("job", "max_pixels"), "many", r"job\.max_pixels"),
+    ],
+)
+def test_a_wrong_value_in_run_json_is_damage(
+    tmp_path: Path, write: Write, keys: tuple[Any, ...], value: object, said: str
+) -> None:
+    write(str(tmp_path))
+    record = json.loads((tmp_path / "run.json").read_text())
+    holder = record
+    for key in keys[:-1]:
+        holder = holder[key]
+    holder[keys[-1]] = value
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(DamagedRunError, match=rf"run\.json is damaged \(.*{said}.*\); restore it to read the run"):
+        open_run(tmp_path)
 
 
 def test_no_flipped_byte_ends_in_an_error_of_another_kind(tmp_path: Path, write: Write) -> None:
