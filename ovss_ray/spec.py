@@ -125,8 +125,8 @@ class JobSpec(BaseModel):
     )
     templates: str | list[str] | None = Field(
         default=None,
-        description="Prompt templates: a shipped set (imagenet_80, single, ...), a file, or a list with {}; "
-        "by default those of the vocabulary file, or imagenet_80.",
+        description="Prompt templates: a shipped set (imagenet_80, single, ...), a file, a text with {}, or a list of "
+        "such texts; by default those of the vocabulary file, or imagenet_80.",
     )
 
     method: str = Field(

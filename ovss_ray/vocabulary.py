@@ -145,8 +145,8 @@ def load_vocabulary(
             or URI of a .txt, .csv, .tsv, .json or .yaml file, a list of names, a mapping name -> synonyms, or a
             `Vocabulary`. A name in text or in a list may have synonyms behind a colon ("cat: kitten; tabby"); one that
             holds a colon or comma of its own stands in quotation marks. Keys of mappings are taken as they are.
-        templates: a set of `template_sets()`, a .txt or .yaml file of templates, or a list of strings with "{}";
-            None takes the vocabulary file's own, or "imagenet_80".
+        templates: a set of `template_sets()`, a .txt or .yaml file of templates, one string with "{}", a JSON text with
+            a list of such strings, or a list of them; None takes the vocabulary file's own, or "imagenet_80".
         background: name or id of the class that pixels below the confidence threshold fall to; None takes the
             vocabulary file's own rule, or leaves such pixels unlabelled.
         variant: a named set of synonyms of a shipped vocabulary.
@@ -353,6 +353,10 @@ def _load_templates(source: str | os.PathLike[str] | Sequence[str]) -> tuple[str
         origin, templates = "the templates", [str(item) for item in source]
     else:
         path = os.fspath(cast("str | os.PathLike[str]", source))
+        if LOOKS_LIKE_JSON.match(path):
+            return _check_templates(
+                _listed_templates(load_json(path, "the templates"), "the templates"), "the templates"
+            )
         if "{}" in path:
             return _check_templates([path], "the templates")
         if not path.lower().endswith(_TEXT_ENDINGS):
@@ -369,9 +373,12 @@ def _parse_templates(text: str, path: str) -> list[str]:
     if path.lower().endswith(".txt"):
         return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     value = parse_yaml(text, path)
-    value = value.get("templates") if isinstance(value, Mapping) else value
+    return _listed_templates(value.get("templates") if isinstance(value, Mapping) else value, path)
+
+
+def _listed_templates(value: Any, origin: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise SettingError(f"{path} must hold a list of templates such as 'a photo of a {{}}.'")
+        raise SettingError(f"{origin} must hold a list of templates such as 'a photo of a {{}}.'")
     return [str(item) for item in value]
 
 

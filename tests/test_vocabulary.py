@@ -357,6 +357,7 @@ def test_own_templates(tmp_path: Path) -> None:
     assert load_vocabulary("cat,", templates=text).templates == ("a {}.", "{} there")
     assert load_vocabulary("cat,", templates=str(listed)).templates == ("a {}.", "{} there")
     assert load_vocabulary("cat,", templates="an {}").templates == ("an {}",)
+    assert load_vocabulary("cat,", templates='["a {}.", "{} there"]').templates == ("a {}.", "{} there")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ovss_ray.choose.candidates import setting_text
 from ovss_ray.choose.choose import Choice
 from ovss_ray.printable import printable
 
-_NOT_FOR_LABEL = {"input", "run", "method", "settings", "storage_options", "protocol"}
+_NOT_FOR_LABEL = {"input", "run", "method", "settings", "storage_options", "protocol", "evaluate"}
 
 
 def choice_table(choice: Choice) -> Table:
@@ -71,16 +71,24 @@ def label_command(choice: Choice) -> str:
     """The command that labels the input with the best candidate; its run directory is to be filled in."""
     words = ["ovss-ray", "label", choice.spec.input, "RUN"]
     for name in sorted(choice.spec.model_fields_set - _NOT_FOR_LABEL):
-        value = getattr(choice.spec, name)
-        if name == "classes" and not isinstance(value, str):
-            text = json.dumps(value, ensure_ascii=False)
-        else:
-            text = ",".join(value) if isinstance(value, tuple | list) else str(value)
-        words += [f"--{name.replace('_', '-')}", text]
+        words += _flag(f"--{name.replace('_', '-')}", getattr(choice.spec, name))
     words += ["--method", choice.best.candidate.method]
     for name, value in choice.best.candidate.settings.items():
         words += ["--set", f"{name}={setting_text(value)}"]
     return shlex.join(words)
+
+
+def _flag(flag: str, value: Any) -> list[str]:
+    """A flag and its value as the command line reads them back; nothing for what it is without the flag."""
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [flag]
+    if isinstance(value, tuple):
+        text = ",".join(value)
+    else:
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
 
 
 def choice_record(choice: Choice, label_command: str) -> dict[str, Any]:

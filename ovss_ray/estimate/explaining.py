@@ -116,6 +116,17 @@ def caveats(estimate: Estimate, spec: JobSpec) -> list[str]:
         )
     if estimate.device == "cpu" and ahead.workers > 1:
         notes.append("one worker ran alone; several on one machine also share its memory bandwidth")
+    if ahead.scarce_cpus is not None:
+        notes.append(
+            f"{setting_name('cpus')} {ahead.cpus:g} is less than the {ahead.scarce_cpus} cores of the worker that was "
+            f"timed: one is taken to be slower in proportion, and would need {setting_name('cpus_per_worker')} "
+            f"{ahead.cpus:g}"
+        )
+    if ahead.idle_cpus:
+        notes.append(
+            f"{ahead.idle_cpus:g} of {ahead.cpus:g} CPU cores are paid for and idle: one worker takes "
+            f"{(ahead.cpus - ahead.idle_cpus) / ahead.workers:g}"
+        )
     if spec.gpus_per_worker != "auto" and 0 < spec.gpus_per_worker < 1 and estimate.device == "cuda":
         notes.append("one worker had its GPU alone; those that share a GPU are each slower")
     notes.append(

@@ -79,7 +79,10 @@ class Forecast:
         start_up_s: seconds from the start of a worker until it takes images.
         workers: that share the work.
         gpus: that they have; 0 without GPUs.
-        cpus: CPU cores that they have.
+        cpus: CPU cores that they have, those of `idle_cpus` included.
+        idle_cpus: of these, cores that are asked for and too few for one more worker.
+        scarce_cpus: cores that one worker took in the trial, where fewer are asked for; all times are longer for it.
+            None otherwise.
         hours_one_worker: until the end with one worker.
         hours: until the end with all of them.
         gpu_hours: hours times GPUs; None without GPUs.
@@ -112,6 +115,8 @@ class Forecast:
     shard_minutes: float
     shard_bytes: int
     recommended_shard_size: int | None
+    idle_cpus: float = 0.0
+    scarce_cpus: int | None = None
 
     @property
     def output_bytes(self) -> int:
@@ -121,8 +126,11 @@ class Forecast:
 
 def forecast(trial: Trial, plan: Plan) -> Forecast:
     """What the whole job takes and gives if it goes on as the trial did."""
-    pace = seconds_per_image(trial.parts)
     workers, gpus, cpus = _shared(trial, plan)
+    scarce = not gpus and cpus < trial.cpus
+    # On fewer cores than in the trial a worker takes longer in proportion: the same core hours.
+    slower = trial.cpus / cpus if scarce else 1.0
+    pace = _scaled(seconds_per_image(trial.parts), lambda s: s * slower)
     hours = _scaled(pace, lambda s: (trial.start_up_s + makespan_s(plan.images, plan.shard_size, workers, s)) / 3600)
     hourly = gpus * (plan.gpu_price or 0.0) + cpus * (plan.cpu_price or 0.0)
     counted = trial.sized_images
@@ -152,6 +160,8 @@ def forecast(trial: Trial, plan: Plan) -> Forecast:
         recommended_shard_size=recommend_shard_size(
             plan.images, plan.shard_size, workers, seconds_per_image=pace.value, bytes_per_image=bytes_per_image
         ),
+        idle_cpus=0.0 if gpus else max(cpus - workers * trial.cpus, 0.0),
+        scarce_cpus=trial.cpus if scarce else None,
     )
 
 

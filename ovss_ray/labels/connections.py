@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Any
+from weakref import WeakSet
 
 import fsspec
 
@@ -43,12 +45,12 @@ class Connections:
         self._vocabulary = vocabulary
         self._storage_options = storage_options
         self._opened: dict[str, Any] = {}
-        self._process = os.getpid()
+        _living.add(self)
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
         """The file system on which the run lies."""
-        opened = self._own()
+        opened = self._opened
         if "fs" not in opened:
             opened["fs"], _ = open_store(self._place, self._storage_options)
         return opened["fs"]
@@ -56,7 +58,7 @@ class Connections:
     @property
     def rows(self) -> RowReader:
         """Reads single rows."""
-        opened = self._own()
+        opened = self._opened
         if "rows" not in opened:
             opened["rows"] = RowReader(self.fs, self.root, self._uri)
         reader: RowReader = opened["rows"]
@@ -65,7 +67,7 @@ class Connections:
     @property
     def pixels(self) -> PixelReader:
         """Reads images."""
-        opened = self._own()
+        opened = self._opened
         if "pixels" not in opened:
             opened["pixels"] = PixelReader(self.fs, self.root, self._uri, self._job, self._storage_options)
         reader: PixelReader = opened["pixels"]
@@ -73,7 +75,7 @@ class Connections:
 
     def views(self, shard: int, manifest: Manifest) -> ShardViews:
         """The SQL views; `shard` is one that is written, which tells what columns there are."""
-        opened = self._own()
+        opened = self._opened
         if "views" not in opened:
             with self.rows.open(shard, manifest) as parquet:  # refuses shards of a newer version
                 columns = parquet.schema_arrow.names
@@ -83,15 +85,33 @@ class Connections:
 
     def close(self) -> None:
         """Close the SQL connection, if there is one."""
-        views: ShardViews | None = self._own().pop("views", None)
+        views: ShardViews | None = self._opened.pop("views", None)
         if views is not None:
             views.connection.close()
 
-    def _own(self) -> dict[str, Any]:
-        """What this process has opened; a fork leaves what its parent has opened alone, and does not close it."""
-        if self._process != os.getpid():
-            self._inherited, self._opened, self._process = self._opened, {}, os.getpid()
-        return self._opened
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**{name: value for name, value in vars(self).items() if name != "_inherited"}, "_opened": {}}
+        return {**vars(self), "_opened": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        _living.add(self)
+
+    def leave_to_parent(self) -> None:
+        """Forget what is opened, in a child process that was forked, and never close it.
+
+        DuckDB's destructor waits for threads that are not there in a forked process, and ends it by a signal. An object
+        that has a reference left at the end of its process is spared it; DuckDB then says on stderr that some leaked.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._opened))
+        self._opened = {}
+
+
+_living: WeakSet[Connections] = WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for connections in list(_living):
+        connections.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_parent)

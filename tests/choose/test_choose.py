@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ovss_ray import cli
 from ovss_ray.choose.assessing import SampledImage
+from ovss_ray.choose.candidates import Candidate
 from ovss_ray.choose.choose import Question, choose
 from ovss_ray.choose.explaining import choice_record, choice_text, label_command
 from ovss_ray.choose.judge import Judge
@@ -288,6 +291,39 @@ def test_the_command_prints_a_command_that_labels(folder: Path, class_file: Path
     job = json.loads((tmp_path / "run" / "run.json").read_text())["job"]
     assert (job["method"], job["settings"]["sigma"], job["settings"]["crop"]) == ("naclip", 2.5, 0)
     assert (job["background"], job["clip"]) == ("snow", "demo")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trust_weights": True, "allow_schemes": ("s3", "file"), "background": 0, "sample": 0.01, "max_pixels": "50M"},
+        {"trust_weights": False, "templates": ["a {}, big.", "{} 'there'"], "keep_columns": ("a", "b"), "limit": None},
+        {"classes": ["circle", '"square, x"'], "templates": "-{}", "allow_hosts": ()},
+        {"classes": {"circle": ["ring", "disc, round"], "square": []}, "components": 20},
+        {"protocol": "sclip/voc21"},
+    ],
+)
+def test_the_printed_command_is_read_back_as_the_same_job(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    values = {"input": "my photos", "run": "RUN", "method": "sclip"}
+    spec = JobSpec.build(
+        {**values, **({} if "protocol" in settings else {"classes": "a,b"}), **settings}, source="test"
+    )
+    best = SimpleNamespace(candidate=Candidate("sclip", {"crop": 0}))
+    words = shlex.split(label_command(SimpleNamespace(spec=spec, best=best)))  # type: ignore[arg-type]
+    read: list[JobSpec] = []
+    monkeypatch.setattr(cli, "_run", lambda job, _: read.append(job))
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code in (0, None)
+    (job,) = read
+    assert (job.method, job.settings) == ("sclip", {"crop": 0})
+    parsed_otherwise = {"classes", "templates", "background", "settings", "protocol"}
+    assert job.model_dump(exclude=parsed_otherwise) == spec.model_dump(exclude=parsed_otherwise)
+    one, other = (load_vocabulary(s.classes, templates=s.templates, background=s.background) for s in (job, spec))
+    assert one == other
 
 
 def test_the_table_and_the_words(folder: Path, class_file: Path) -> None:

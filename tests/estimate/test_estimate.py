@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +305,13 @@ def test_an_estimate_in_words(make_spec: MakeSpec, photos: Path) -> None:
     assert advise(estimate, spec).startswith("Bound by segment. What would help: a GPU")
     text = estimate_text(estimate, spec)
     assert "In brackets: 95 % intervals, from the spread between 4 parts of the sample." in text
-    assert caveats(estimate, spec)[-1].startswith("not knowable from a sample: throttling")
+    notes = caveats(estimate, spec)
+    assert notes[-1].startswith("not knowable from a sample: throttling")
+    assert not any("idle" in note or "cpus_per_worker" in note for note in notes)
+    idle = replace(estimate, forecast=replace(estimate.forecast, cpus=7.0, idle_cpus=1.0))
+    assert "1 of 7 CPU cores are paid for and idle: one worker takes 2" in caveats(idle, spec)
+    scarce = replace(estimate, forecast=replace(estimate.forecast, workers=1, cpus=1.0, scarce_cpus=2))
+    assert any("cpus 1 is less than the 2 cores of the worker that was timed" in note for note in caveats(scarce, spec))
 
 
 def test_the_command_says_the_same_as_text_and_as_json(photos: Path, tmp_path: Path) -> None:

@@ -76,6 +76,25 @@ def test_cpu_hours_are_those_of_cores() -> None:
     assert on_cpus.price.value == pytest.approx(0.05 * 18 * 46 / 3600)
 
 
+def test_fewer_cores_than_one_worker_had_take_longer_and_cost_the_same() -> None:
+    four = forecast(TRIAL, Plan(1000, 100, None, 0.0, None, cpus=4, cpu_price=0.05))
+    one = forecast(TRIAL, Plan(1000, 100, None, 0.0, None, cpus=1, cpu_price=0.05))
+    assert (four.workers, four.cpus, four.scarce_cpus) == (1, 4, None)
+    assert (one.workers, one.cpus, one.scarce_cpus) == (1, 1, 4)
+    assert one.images_per_s.value == pytest.approx(2.5)  # a quarter of the trial's
+    assert one.hours.value == one.hours_one_worker.value == pytest.approx((16 + 400) / 3600)
+    assert one.cpu_hours.value == pytest.approx(416 / 3600)
+    assert one.price is not None
+    assert one.price.value == pytest.approx(0.05 * 416 / 3600)
+    assert one.shard_minutes == pytest.approx(40 / 60)
+
+
+def test_cores_too_few_for_one_more_worker_are_told() -> None:
+    assert forecast(TRIAL, Plan(1000, 100, None, 0.0, None, cpus=6)).idle_cpus == 2
+    assert forecast(TRIAL, Plan(1000, 100, None, 0.0, None, cpus=8)).idle_cpus == 0
+    assert forecast(TRIAL, Plan(1000, 100, 1, 1.0, None)).idle_cpus == 0
+
+
 def test_cores_may_cost_on_top_of_gpus() -> None:
     both = forecast(TRIAL, Plan(1000, 100, 4, 0.5, 2.5, cpu_price=0.1))
     assert both.price is not None

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -336,6 +338,24 @@ def test_a_forked_process_uses_the_run_that_it_inherits(place: str, write: Write
         assert pickle.loads(pipe.read()) == expected
     assert os.waitpid(child, 0)[1] == 0
     assert count_and_look(run) == expected
+
+
+@pytest.mark.parametrize("use", ["pass", "run = None", "run.close()", "run.images()"])
+def test_a_forked_process_leaves_by_its_own_exit_code(tmp_path: Path, write: Write, use: str) -> None:
+    write(str(tmp_path))
+    script = f"""if True:
+        import os, sys
+        from ovss_ray.labels.reading import open_run
+        run = open_run({str(tmp_path)!r})
+        run.images()
+        child = os.fork()
+        if child == 0:
+            {use}
+            sys.exit(3)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), run.images().num_rows)
+    """
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (0, "3 21\n"), result.stderr
 
 
 def test_a_pickled_run_is_found_from_another_folder(
