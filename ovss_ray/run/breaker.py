@@ -16,13 +16,14 @@ def too_many_failures(
 ) -> str | None:
     """Why the run should stop, with the most frequent reasons; None as long as it should go on.
 
-    Until a thousand images were seen, the allowed fraction is that of the first thousand (of all images if there are
-    fewer): so a wrong bucket or a missing permission shows early, and a few bad images at the beginning do no harm.
+    Until a thousand images were seen, the allowed fraction is that of a thousand (of all images of the run if there are
+    fewer; what a session has left may be its bad ones): so a wrong bucket or a missing permission shows early, and a
+    few bad images at the beginning do no harm.
 
     Args:
-        failures: images without labels by (status, reason).
-        seen: images labelled or failed in this session.
-        images: images of this session.
+        failures: images without labels by (status, reason), without those that had failed before.
+        seen: images labelled or failed in this session, without those that had failed before.
+        images: images of the run.
         max_failed_fraction: 1 never stops.
     """
     failed = sum(failures.values())

@@ -269,7 +269,6 @@ class _Session:
         self._clock = ShardClock()
         self._pool = WorkerPool(engine, job)
         ahead = [shard for shard in range(manifest.shards) if shard not in done]
-        self._first_images = sum(manifest.images_in(shard) for shard in ahead if not manifest.is_retry(shard))
         self._scheduler = Scheduler(
             ahead,
             remaining=len(ahead),
@@ -329,7 +328,7 @@ class _Session:
         reason = too_many_failures(
             failures,
             seen=seen,
-            images=self._first_images,
+            images=self._job.manifest.images,
             max_failed_fraction=self._job.spec.max_failed_fraction,
         )
         if reason is not None:

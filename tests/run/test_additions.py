@@ -297,6 +297,15 @@ class TestRetry:
         with pytest.raises(RunFailedError, match="of the first .* images failed"):
             continue_run(load_job(spec.run))
 
+    def test_a_run_whose_last_images_are_its_bad_ones_can_be_continued(self, place: str, make_spec: MakeSpec) -> None:
+        folder = Folder(f"{place}/many")
+        folder.put(*(f"{number:03}.jpg" for number in range(90)))
+        folder.put(*(f"bad{number:02}.jpg" for number in range(21)), data=b"\xff\xd8\xff")
+        spec = make_spec(input=folder.uri, run=f"{place}/run", shard_size=30)
+        assert run_job(spec).failed == 21
+        (Path(spec.run) / "shards/00000003.parquet").unlink()
+        assert continue_run(load_job(spec.run)).failed == 21
+
     def test_nothing_to_do(self, failed: JobSpec) -> None:
         before = files_of(failed.run)
         assert retry_run(load_job(failed.run), ["timeout", "crashed"]) is None
