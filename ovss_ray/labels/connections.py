@@ -12,7 +12,7 @@ import fsspec
 from ovss_ray.images.stores import StorageOptions, open_store
 from ovss_ray.labels.layout import SHARDS_FOLDER, Manifest
 from ovss_ray.labels.pixels import PixelReader
-from ovss_ray.labels.rows import RowReader
+from ovss_ray.labels.rows import FIRST_COLUMNS, RowReader
 from ovss_ray.labels.views import ShardViews
 from ovss_ray.vocabulary import Vocabulary
 
@@ -74,11 +74,15 @@ class Connections:
         return reader
 
     def views(self, shard: int, manifest: Manifest) -> ShardViews:
-        """The SQL views; `shard` is one that is written, which tells what columns there are."""
+        """The SQL views; `shard` is one that is written, which tells what columns there are.
+
+        A run that was begun before there were confidence maps and components has no such settings, and its shards have
+        no such columns, but for those that a later version labelled again.
+        """
         opened = self._opened
         if "views" not in opened:
             with self.rows.open(shard, manifest) as parquet:  # refuses shards of a newer version
-                columns = parquet.schema_arrow.names
+                columns = [name for name in parquet.schema_arrow.names if name in self._job or name in FIRST_COLUMNS]
             opened["views"] = ShardViews(self.fs, f"{self.root}/{SHARDS_FOLDER}", self._vocabulary, columns)
         views: ShardViews = opened["views"]
         return views

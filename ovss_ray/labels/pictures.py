@@ -45,11 +45,13 @@ def draw_labels(
         max_side: longest side of the picture in pixels; a larger one is reduced, the legend comes on top.
 
     Raises:
-        ValueError: if the image has another size, or `max_side` is below 1.
+        SettingError: if the image has another size or type, or `max_side` is below 1.
     """
     if image is not None and image.shape != (*labels.shape, 3):
         height, width = labels.shape
         raise SettingError(f"the image has shape {image.shape}, the label map is {height} x {width}")
+    if image is not None and image.dtype != np.uint8:
+        raise SettingError(f"the image is an array of {image.dtype}; give one of uint8, 0..255")
     if max_side is not None and (not isinstance(max_side, int) or max_side < 1):
         raise SettingError(f"max_side is {max_side!r}; give the longest side of the picture in pixels")
     entries = _entries(labels, vocabulary, _NO_LABEL if image is None else None) if legend else []

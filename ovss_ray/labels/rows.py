@@ -19,7 +19,7 @@ from ovss_ray.labels.layout import SHARDS_FOLDER, Manifest, shard_name
 from ovss_ray.labels.schema import check_schema, load_schema
 from ovss_ray.labels.shard import list_shards
 
-_COLUMNS = [name for name in load_schema("shard").names if name not in ("confidence_map", "components")]
+FIRST_COLUMNS = [name for name in load_schema("shard").names if name not in ("confidence_map", "components")]
 """Those that shards of all versions have."""
 
 
@@ -133,7 +133,7 @@ class RowReader:
             try:
                 parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
                 check_schema(parquet.schema_arrow, "shard", self.uri_of(shard))
-                check_columns(parquet, _COLUMNS)
+                check_columns(parquet, FIRST_COLUMNS)
                 yield parquet
             except UNREADABLE as error:
                 if not tells_damage(error):

@@ -44,7 +44,7 @@ class ShardViews:
         fs: where the run lies.
         shards: folder of the shard files on `fs`; holds one file at least.
         vocabulary: the classes.
-        columns: of the shards; older versions wrote fewer, and nothing stands in their place.
+        columns: that all shards have; older versions wrote fewer, and nothing stands in their place.
     """
 
     def __init__(
@@ -67,8 +67,10 @@ class ShardViews:
             self.connection.register_filesystem(_ExactReads(fs))
             self._folder = f"{_protocols(fs)[0]}://{self._folder}"
         self._retried: tuple[int, ...] = ()
-        missing = [name for name in load_schema("shard").names if name not in columns]
-        self._missing = "".join(f", NULL::{_duckdb_type(name)} AS {name}" for name in missing)
+        # Named one by one: of files with different columns, `*` would mean those of the first.
+        self._columns = ", ".join(
+            name if name in columns else f"NULL::{_duckdb_type(name)} AS {name}" for name in load_schema("shard").names
+        )
         _create_classes(self.connection, vocabulary)
         self._create_shard_rows()
         bulky = ", ".join(BULKY_COLUMNS)
@@ -99,11 +101,11 @@ class ShardViews:
     def _create_shard_rows(self) -> None:
         """The only place that says which row counts for an image."""
         files = _literal(f"{self._folder}/{'[0-9]' * 8}.parquet")  # not a copy that somebody left there
-        rows = f"SELECT *{self._missing} FROM read_parquet({files})"
+        rows = f"SELECT {self._columns} FROM read_parquet({files})"
         if self._retried:
             # An anti join with a small table, not a window over all rows: label maps stay where they are.
             rows = f"""
-                SELECT stored.* EXCLUDE (filename){self._missing} FROM read_parquet({files}, filename = true) AS stored
+                SELECT {self._columns} FROM read_parquet({files}, filename = true) AS stored
                 ANTI JOIN superseded ON superseded.image_id = stored.image_id AND superseded.shard = {_SHARD}
             """
         self.connection.execute(f"CREATE OR REPLACE VIEW shard_rows AS {rows}")

@@ -57,12 +57,17 @@ def _read(image: Any, name: str, storage_options: StorageOptions | None) -> Imag
         return _read_open_file(image, name)
     if isinstance(image, str | os.PathLike):
         return _read_file(os.fspath(image), name, storage_options)
+    check_array(image, name)
+    return cast("Image", image)
+
+
+def check_array(image: object, name: str) -> None:
+    """Raise `SettingError` with what to give instead, unless it is a uint8 array [H, W, 3] with pixels."""
     if not isinstance(image, np.ndarray):
         raise SettingError(f"{name} is {_described(image)}; {_advice(image)}")
     problem = _array_problem(image)
     if problem is not None:
         raise SettingError(f"{name} is {_described(image)}; {problem}")
-    return image
 
 
 def _read_file(place: Any, name: str, storage_options: StorageOptions | None) -> Image:

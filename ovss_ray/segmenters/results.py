@@ -69,14 +69,18 @@ class Segmentation:
             max_side: longest side of the picture in pixels; a larger one is reduced, the legend comes on top.
 
         Raises:
-            ValueError: if the image has another size, or `max_side` is below 1.
+            SettingError: if the image has another size or is no such array, as one of values from 0 to 1; or `max_side`
+                is below 1.
         """
         from ovss_ray.images.decoding import upright_rgb  # the rules of a run, as for `segment`
         from ovss_ray.labels.pictures import draw_labels
+        from ovss_ray.segmenters.given import check_array
 
         photo = self.image if image is None else image
         if isinstance(photo, Image.Image):
             photo = upright_rgb(photo)
+        if photo is not None:
+            check_array(photo, "the image")
         return draw_labels(self.labels, self.vocabulary, photo, legend=legend, max_side=max_side)
 
     def __repr__(self) -> str:

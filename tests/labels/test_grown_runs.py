@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,3 +198,11 @@ def test_a_damaged_list_of_images_to_label_again_is_named(tmp_path: Path, damage
             with pytest.raises(DamagedRunError, match=rf"00001-x-00000\.parquet {said}.*; restore it to read"):
                 read(2)
         assert run.label_map(1).shape == (2, 3)  # it has labels, so it was not labelled again
+
+
+def test_a_grown_run_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    labelled = ((True, True, False, True), (True, False, True, True), (True,), (True, False), (True,))
+    root = str(tmp_path / os.fsdecode(b"run \xff[1]"))
+    best = write_grown(root, Growth(((2, 5), 1), labelled))
+    with open_run(root) as run:
+        assert_one_row_per_image(run, best)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovss_ray.errors import SettingError
+from ovss_ray.labels.pictures import draw_labels
 from ovss_ray.segmenters import Segmentation
 from ovss_ray.vocabulary import load_vocabulary
 
@@ -26,6 +28,16 @@ def test_segments_are_the_statistics_of_the_classes_present(segmentation: Segmen
     cat, dog = segmentation.segments()
     assert (cat.class_id, cat.pixels, dog.class_id, dog.pixels) == (0, 40 * 30 - 100, 1, 40 * 30)
     assert (dog.confidence_mean, dog.margin_mean) == (0.5, 0.25)
+
+
+def test_a_photo_of_values_from_0_to_1_is_refused_with_what_to_give(segmentation: Segmentation) -> None:
+    photo = np.full((40, 60, 3), 0.5)
+    said = r"the image is an array of float64, shape \(40x60x3\); .*np\.round\(255 \* image\)\.astype\(np\.uint8\)"
+    with pytest.raises(SettingError, match=said):
+        segmentation.plot(photo)
+    assert segmentation.plot(np.round(255 * photo).astype(np.uint8)).size
+    with pytest.raises(SettingError, match="the image is an array of float64; give one of uint8"):
+        draw_labels(segmentation.labels, segmentation.vocabulary, photo)
 
 
 def test_the_plot_shows_the_colours_of_the_classes(segmentation: Segmentation) -> None:
