@@ -43,6 +43,7 @@ LABEL = ("label", "photos", "run", "--classes", "a,b")
         ((*LABEL, "--workers", "0"), "--workers '0': must be at least 1, or auto"),
         ((*LABEL, "--max-pixels", "1X"), "--max-pixels '1X': should be a number, as 50000000 or 50M"),
         ((*LABEL, "--max-pixels", "0M"), "--max-pixels 0: should be greater than or equal to 1"),
+        ((*LABEL, "--max-pixels", "1e999"), "--max-pixels '1e999': should be a smaller number, as 50000000 or 50M"),
         ((*LABEL, "--max-bytes", "many"), "--max-bytes 'many': should be a number, as 500000000, 500MB or 512MiB"),
         (("label", "s3:/photos/a", "run"), "INPUT 's3:/photos/a': addresses have two slashes: s3://photos/a"),
         (("label", "photos", "GS:/runs/a"), "RUN 'GS:/runs/a': addresses have two slashes: GS://runs/a"),

@@ -36,7 +36,7 @@ from ovss_ray.images.stores import (
     store_failure,
     why_failed,
 )
-from ovss_ray.images.tars import BLOCK, check_member
+from ovss_ray.images.tars import BLOCK, LARGEST_HEADERS, check_member
 from ovss_ray.images.versions import Version, changed, check_unchanged, version_of_info, version_of_status
 from ovss_ray.images.window import Reply, RequestWindow
 
@@ -176,10 +176,11 @@ class Fetcher:
 
     def _read_member(self, member: Member, ref: ImageRef, size_bytes: int, offset: int) -> bytes:
         """The headers lie right before the content: one request for both shows whether the member is still there."""
-        headers = min(ref.header_bytes or BLOCK, offset)
+        known = ref.header_bytes is not None and ref.header_bytes <= LARGEST_HEADERS
+        headers = min(ref.header_bytes if known and ref.header_bytes else BLOCK, offset)
         wish = Wish(offset - headers, offset + size_bytes, mark=ref.etag, what="the tar")
         data = self._read_in_turn(member.file, wish)
-        check_member(data[:headers], member.name, size_bytes, with_name=ref.header_bytes is not None)
+        check_member(data[:headers], member.name, size_bytes, with_name=known)
         return data[headers:]
 
     def _read_cell(self, member: Member, row: int, etag: str | None, room: Callable[[int], bool]) -> bytes:

@@ -26,7 +26,10 @@ def _count(example: str) -> BeforeValidator:
             raise ValueError(f"should be a number, as {example}")
         number, power = found[1].replace("_", ""), _POWERS[found[2].lower()]
         unit = (1024 if found[3] else 1000) ** power
-        return int(number) * unit if number.isdigit() else round(float(number) * unit)
+        try:
+            return int(number) * unit if number.isdigit() else round(float(number) * unit)
+        except (ValueError, OverflowError):  # thousands of digits, or more than floats know
+            raise ValueError(f"should be a smaller number, as {example}") from None
 
     return BeforeValidator(parse)
 

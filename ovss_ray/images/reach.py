@@ -23,6 +23,9 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 ALL_HOSTS = "*"
 _WEB = family_of("https")
+# Not public, though Python has them among the global addresses, or had until 3.12: local NAT64 (RFC 8215), IPv4 as
+# translators write it (RFC 2765), site-local (RFC 3879) and segment routing (RFC 9602).
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("64:ff9b:1::/48", "::ffff:0:0:0/96", "fec0::/10", "5f00::/16")))
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -152,6 +155,8 @@ def is_internal(address: IPAddress) -> bool:
         inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
         if address in _NAT64 or int(address) >> 32 == 0:  # NAT64, and the compatible form of old
             inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if any(address in network for network in _NOT_PUBLIC):
+            return True
         if any(is_internal(wrapped) for wrapped in inner if wrapped is not None):
             return True
         if address.ipv4_mapped is not None:

@@ -6,8 +6,9 @@ import io
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ class RowGroups:
 
         try:
             opened: _OpenedFile = self._kept.get(
-                (file, etag), lambda: (_opened(self._open_file(file, etag)), _FOOTER_BYTES)
+                (file, etag), _FOOTER_BYTES, lambda: (_opened(self._open_file(file, etag)), _FOOTER_BYTES)
             )
             if not 0 <= row < opened.starts[-1] or column not in opened.columns:
                 raise ImageError("not_found", f"the Parquet file has no row {row} in a column {column!r} (any more)")
@@ -72,7 +73,9 @@ class RowGroups:
             rows = self._rows_together(opened, column, group)
             part, position = divmod(row - opened.starts[group], rows)
             cells = self._kept.get(
-                (file, etag, column, group, part), lambda: self._read(opened, column, group, part * rows, rows)
+                (file, etag, column, group, part),
+                _reading_bytes(opened, column, group, rows),
+                lambda: self._read(opened, column, group, part * rows, rows),
             )
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ImageError("corrupt", f"the Parquet file cannot be read: {error}") from error
@@ -138,17 +141,34 @@ def _size_of(opened: _OpenedFile, column: str, group: int) -> int:
     return sum(max(leaf.total_compressed_size, leaf.total_uncompressed_size) for leaf in own) or 1
 
 
+def _reading_bytes(opened: _OpenedFile, column: str, group: int, rows: int) -> int:
+    """What reading so many rows of a group takes, as far as the footer tells: the file's bytes, and those of cells."""
+    count: int = opened.footer.row_group(group).num_rows
+    return 2 * _size_of(opened, column, group) * min(rows, count) // max(count, 1)
+
+
 class _SharedReads:
-    """Values by key, each read once by the first thread that asks; the longest unused go when there are too many."""
+    """Values by key, each read once by the first thread that asks; the longest unused go when there are too many.
+
+    Reads that would take more than `kept_bytes` together wait for each other.
+    """
 
     def __init__(self, kept_bytes: int) -> None:
         self._kept_bytes = kept_bytes
         self._lock = threading.Lock()
         self._futures: OrderedDict[Hashable, Future[Any]] = OrderedDict()
         self._sizes: dict[Hashable, int] = {}
+        self._read_ended = threading.Condition(self._lock)
+        self._reading_bytes = 0
 
-    def get(self, key: Hashable, read: Callable[[], tuple[Any, int]]) -> Any:
-        """The value of a key; `read` returns it with its size in bytes. A failed read is not remembered."""
+    def get(self, key: Hashable, takes_bytes: int, read: Callable[[], tuple[Any, int]]) -> Any:
+        """The value of a key; a failed read is not remembered.
+
+        Args:
+            key: its name.
+            takes_bytes: what reading it is estimated to take.
+            read: returns the value with its size in bytes.
+        """
         with self._lock:
             future = self._futures.get(key)
             reads = future is None
@@ -157,7 +177,8 @@ class _SharedReads:
             self._futures.move_to_end(key)
         if reads:
             try:
-                value, size_bytes = read()
+                with self._admitted(takes_bytes):
+                    value, size_bytes = read()
             except BaseException as error:
                 with self._lock:
                     del self._futures[key]
@@ -168,6 +189,20 @@ class _SharedReads:
                 self._sizes[key] = size_bytes
                 self._forget_the_oldest(key)
         return future.result()
+
+    @contextmanager
+    def _admitted(self, takes_bytes: int) -> Iterator[None]:
+        """Wait until there is room, or nothing else is being read."""
+        with self._lock:
+            while self._reading_bytes and self._reading_bytes + takes_bytes > self._kept_bytes:
+                self._read_ended.wait()
+            self._reading_bytes += takes_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reading_bytes -= takes_bytes
+                self._read_ended.notify_all()
 
     def _forget_the_oldest(self, latest: Hashable) -> None:
         total = sum(self._sizes.values())

@@ -207,7 +207,7 @@ def why_failed(error: BaseException) -> str:
 
     Whatever a server says may be the content of a file that the address was not meant to reach.
     """
-    if isinstance(error, OSError) and error.strerror and http_status(error) is None:
+    if isinstance(error, OSError) and error.strerror and not _is_answer(error):
         return error.strerror
     if is_redirect_astray(error):
         return "it is redirected without end, or to what is no web address"
@@ -218,6 +218,11 @@ def why_failed(error: BaseException) -> str:
     if isinstance(error, (TruncatedError, TimeoutError, asyncio.TimeoutError)) and str(error):
         return str(error)
     return f"{_FAILURE_WORDS.get(failure, 'it cannot be read')} ({type(error).__name__})"
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Whether an exception tells what a server has answered: some drivers put its words into an `OSError`."""
+    return any(http_status(cause) is not None or getattr(cause, "response", None) for cause in _causes(error))
 
 
 def refused_host(error: BaseException) -> str | None:

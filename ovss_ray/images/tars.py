@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -23,6 +23,9 @@ READ_AHEAD = 1 << 16
 
 LARGEST_FIELDS = 16 << 20
 """Bytes of a `.json` or text file beside an image."""
+
+LARGEST_HEADERS = 1 << 20
+"""Bytes of the headers of a member: long names and what else is told of it."""
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -71,8 +74,8 @@ def tar_members(file: BinaryIO, size_bytes: int, source: str, *, wanted: Callabl
         wanted: says by name whether a link would be missed.
 
     Raises:
-        InputError: compressed, damaged or cut off; after all members before the damage. Only a missing end (padding and
-            end mark) is forgiven.
+        InputError: compressed, damaged or cut off, or with headers of more than `LARGEST_HEADERS` bytes; after all
+            members before the damage. Only a missing end (padding and end mark) is forgiven.
     """
     left_out = 0
     for info, start in _headers(file, size_bytes, source):
@@ -90,16 +93,17 @@ def tar_members(file: BinaryIO, size_bytes: int, source: str, *, wanted: Callabl
 
 def _headers(file: BinaryIO, size_bytes: int, source: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """Each member with the byte where its headers begin; a long name, or what counts for all members, has its own."""
-    tar = _open(file, source)
+    headers = _HeaderFile(file, source)
+    tar = _open(file, headers, source)
     offset = zero_blocks = 0
     while block := _block_at(file, offset):
         if not any(block):  # the end mark is two of them; what is behind it may be another tar
             offset, zero_blocks = offset + BLOCK, zero_blocks + 1
             continue
-        file.seek(offset)
+        headers.begin(offset)
         try:
             info = tarfile.TarInfo.fromtarfile(tar)
-        except (tarfile.HeaderError, ValueError) as error:
+        except (tarfile.HeaderError, ValueError, RecursionError) as error:
             if zero_blocks > 1:
                 _LOG.warning("%s: what follows its end mark at byte %d is no tar and is ignored", source, offset)
                 return
@@ -113,20 +117,59 @@ def _headers(file: BinaryIO, size_bytes: int, source: str) -> Iterator[tuple[tar
             )
         if tar.offset <= offset:
             raise InputError(f"{source} is damaged: the header at byte {offset} has a negative size; pack it again")
+        headers.check(tar.pax_headers)  # of all members
         yield info, offset
         offset, zero_blocks = tar.offset, 0
 
 
-def _open(file: BinaryIO, source: str) -> tarfile.TarFile:
+class _HeaderFile(io.RawIOBase):
+    """A tar of which headers alone are read; tarfile would read those of any length."""
+
+    def __init__(self, file: BinaryIO, source: str) -> None:
+        self._file = file
+        self._source = source
+        self._start = 0
+
+    def begin(self, offset: int) -> None:
+        """Go to the headers of a member."""
+        self._start = offset
+        self._file.seek(offset)
+
+    def read(self, size: int = -1) -> bytes:
+        """Read the next header."""
+        if not 0 <= size <= self._start + LARGEST_HEADERS - self._file.tell():
+            raise self._too_large()
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move, as in any file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The position."""
+        return self._file.tell()
+
+    def check(self, common: Mapping[str, str]) -> None:
+        """Refuse what is told of all members, if it has become too much."""
+        if common and sum(len(name) + len(value) for name, value in common.items()) > LARGEST_HEADERS:
+            raise self._too_large()
+
+    def _too_large(self) -> InputError:
+        return InputError(
+            f"{self._source} has headers of more than {LARGEST_HEADERS} bytes at byte {self._start}; pack it again"
+        )
+
+
+def _open(file: BinaryIO, headers: _HeaderFile, source: str) -> tarfile.TarFile:
     start = _block_at(file, 0)
     if not start:
         raise InputError(f"{source} is empty (0 bytes); pack or download it again")
     if any(start.startswith(mark) for mark in _COMPRESSED):
         raise _compressed(source)
-    file.seek(0)
+    headers.begin(0)
     try:
-        return tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape")
-    except tarfile.ReadError as error:
+        return tarfile.TarFile(fileobj=headers, mode="r", encoding="utf-8", errors="surrogateescape")
+    except (tarfile.ReadError, RecursionError) as error:
         raise InputError(f"{source} is not a tar, or damaged at its beginning ({error})") from error
 
 
@@ -155,7 +198,7 @@ def check_member(headers: bytes, name: str, size_bytes: int, *, with_name: bool)
     """
     try:
         info = _whole_header(headers) if with_name else _last_header(headers)
-    except (tarfile.HeaderError, tarfile.ReadError, ValueError):
+    except (tarfile.HeaderError, tarfile.ReadError, ValueError, RecursionError):
         info = None
     was = repr(name[-_SHOWN:])
     if info is None or not info.isreg() or info.size != size_bytes:

@@ -17,6 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
+_PORTS = {"https": 443, "socks5": 1080, "socks5h": 1080}
 _CONNECT_S = 5.0
 _PROBE_S = 8.0
 """How long a connection may take to come about: name servers that are out of reach answer after half a minute."""
@@ -98,10 +99,11 @@ def unreachable(url: str) -> str | None:
 
 def _first_hop(url: str) -> tuple[str, int]:
     target = urlsplit(url)
-    proxy = getproxies().get(target.scheme)
+    proxies = getproxies()
+    proxy = proxies.get(target.scheme) or proxies.get("all")
     if proxy and not proxy_bypass(target.netloc):
         target = urlsplit(proxy if "//" in proxy else f"//{proxy}", scheme="http")
-    return target.hostname or "", target.port or (443 if target.scheme == "https" else 80)
+    return target.hostname or "", target.port or _PORTS.get(target.scheme, 80)
 
 
 def _words(error: OSError) -> str:

@@ -10,7 +10,12 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import threading
+import time
+import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ from image_files import tiled_tiff
 from ovss_ray.errors import ImageError, InputError
 from ovss_ray.images import Fetcher, list_images, open_store
 from ovss_ray.images.decoding import decode_image, read_header
+from ovss_ray.images.row_groups import RowGroups
 from tests.images.conftest import RangeServer, fetch, tar_of
 from tests.images.endless import TOTAL, EndlessServer, endless_server, packed
 
@@ -190,6 +196,67 @@ def test_a_list_whose_line_has_no_end(tmp_path: Path, endless: EndlessServer) ->
 def test_an_inventory_without_end(endless: EndlessServer) -> None:
     with pytest.raises(InputError, match="more than 67108864 bytes"):
         list(list_images(f"{endless.url}/chunked/manifest.json"))
+
+
+@pytest.mark.parametrize("kind", ["long name", "pax", "pax of all", "pax of all, one by one"])
+def test_the_headers_of_a_tar_are_bounded(kind: str, tmp_path: Path) -> None:
+    formats = {"long name": tarfile.GNU_FORMAT}
+    with tarfile.open(tmp_path / "a.tar", "w", format=formats.get(kind, tarfile.PAX_FORMAT)) as file:
+        file.addfile(tarfile.TarInfo("a.jpg"))
+        info = tarfile.TarInfo("b" * (64 * MIB) if kind == "long name" else "b")
+        info.pax_headers = {"comment": "x" * (64 * MIB)} if kind == "pax" else {}
+        for number in range(4) if "of all" in kind else ():
+            told = {f"comment{number}": "x" * ((MIB >> 1) if "one by one" in kind else 2 * MIB)}
+            file.fileobj.write(info.create_pax_global_header(told))  # type: ignore[union-attr]
+            file.fileobj.write(tarfile.TarInfo(f"{number}.jpg").tobuf())  # type: ignore[union-attr]
+        file.addfile(info)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"a\.tar has headers of more than 1048576 bytes at byte \d+"):
+        list(list_images(tmp_path / "a.tar"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 * MIB
+
+
+def test_headers_within_headers_are_damage(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.jpg")
+    info.pax_headers = {"path": "b.jpg"}
+    header = info.tobuf(tarfile.PAX_FORMAT)[:1024]
+    (tmp_path / "a.tar").write_bytes(header * 1000 + tarfile.TarInfo("a.jpg").tobuf() + bytes(1024))
+    with pytest.raises(InputError, match=r"a\.tar is not a tar, or damaged at its beginning"):
+        list_images(tmp_path / "a.tar")
+    (tmp_path / "a.tar").write_bytes(tarfile.TarInfo("b.jpg").tobuf() + (tmp_path / "a.tar").read_bytes())
+    with pytest.raises(InputError, match=r"a\.tar is damaged: no header at byte 512"):
+        list(list_images(tmp_path / "a.tar"))
+
+
+def test_row_groups_are_read_within_a_bound(tmp_path: Path) -> None:
+    """However many threads ask for them; groups that take more than it are read one by one."""
+    rng = np.random.default_rng(0)
+    cells = [rng.bytes(100_000) for _ in range(32)]
+    pq.write_table(pa.table({"image": pa.array(cells, pa.binary())}), tmp_path / "a.parquet", row_group_size=1)
+    lock, here, most = threading.Lock(), [0], [0]
+
+    class Slow(io.FileIO):
+        def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+            with lock:
+                here[0] += 1
+                most[0] = max(most[0], here[0])
+            time.sleep(0.005)
+            with lock:
+                here[0] -= 1
+            return super().read(size)
+
+    for kept_bytes, bound in ((150_000, 1), (850_000, 4)):
+        groups = RowGroups(
+            lambda *_: lambda: Slow(tmp_path / "a.parquet"), max_bytes=LIMIT, kept_bytes=kept_bytes
+        )  # fmt: skip
+        assert groups.cell("a.parquet", "image", 0).data == cells[0]  # and the footer
+        most[0] = 0
+        with ThreadPoolExecutor(16) as pool:
+            read = pool.map(partial(groups.cell, "a.parquet", "image"), range(32))
+        assert [cell.data for cell in read] == cells
+        assert most[0] <= bound
 
 
 def test_what_lies_beside_an_image_is_bounded(tmp_path: Path) -> None:

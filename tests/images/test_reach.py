@@ -26,7 +26,7 @@ SECRET = b"root:x:0:0:the password is swordfish"
 
 
 class Site(ThreadingHTTPServer):
-    """Serves `pages` by path: bytes, a status, or a place to be redirected to."""
+    """Serves `pages` by path: bytes, a status (also with bytes), or a place to be redirected to."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -50,6 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", page)
             page = b""
+        elif isinstance(page, tuple):
+            self.send_response(page[0])
+            page = page[1]
         else:
             self.send_response(page if isinstance(page, int) else 200, SECRET.decode())
             page = SECRET if isinstance(page, int) else page
@@ -286,6 +289,7 @@ def test_nor_by_ipv6(sites: Any, web: Site) -> None:
 @pytest.mark.parametrize(
     "host",
     ["169.254.169.254", "10.1.2.3", "192.168.0.1", "172.16.0.9", "100.64.0.1", "[fe80::1%25eth0]", "[fd00:ec2::254]",
+     "[64:ff9b:1::7f00:1]", "[::ffff:0:127.0.0.1]", "[fec0::1]", "[5f00::1]",
      "[64:ff9b::a9fe:a9fe]", "[2002:a9fe:a9fe::1]", "224.0.0.1", "[ff02::1]", "[::7f00:1]"],
 )  # fmt: skip
 def test_metadata_services_and_private_networks_are_not_even_asked(host: str) -> None:
@@ -505,6 +509,20 @@ def test_what_a_bucket_says_is_not_quoted(web: Site) -> None:
         with pytest.raises(ImageError) as caught:
             fetcher.fetch(uri)
         assert not _quotes(caught.value.reason)
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize("code", ["PreconditionFailed", "AccessDenied", "NoSuchKey", "InvalidRequest", "Unheard"])
+def test_what_a_bucket_explains_is_not_quoted(code: str, web: Site) -> None:
+    """The driver makes errors of the system of some codes, with the server's words for theirs."""
+    web.pages["/bucket/a.jpg"] = (
+        412,
+        f"<Error><Code>{code}</Code><Message>{SECRET.decode()}</Message></Error>".encode(),
+    )
+    with pytest.raises(ImageError) as caught:
+        Fetcher({"s3": {"endpoint_url": web.uri("")}}, attempts=1).fetch("s3://bucket/a.jpg")
+    assert not _quotes(caught.value.reason)
+    assert "the server answers 412 (Precondition Failed)" in caught.value.reason
 
 
 @pytest.mark.parametrize("data", [SECRET, b"\x93" + SECRET, b"{" + SECRET, bytes(range(128, 255)) + SECRET, b"GIF9"])

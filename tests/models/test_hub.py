@@ -163,11 +163,15 @@ def test_python_gets_the_same_sentence_offline(tmp_path: Path, monkeypatch: pyte
 def test_a_host_or_its_proxy_that_cannot_be_reached_is_named_without_secrets(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     assert unreachable(hub.endpoint) is None
     assert unreachable("https://hub.invalid") == "hub.invalid cannot be reached (its name is not known here)"
     monkeypatch.setenv("https_proxy", f"http://user:secret@127.0.0.1:{closed_port()}")
     assert unreachable("https://hub.invalid") == "127.0.0.1 cannot be reached (connection refused)"
     monkeypatch.setenv("https_proxy", hub.endpoint)
+    assert unreachable("https://hub.invalid") is None
+    monkeypatch.delenv("https_proxy")
+    monkeypatch.setenv("ALL_PROXY", hub.endpoint)
     assert unreachable("https://hub.invalid") is None
