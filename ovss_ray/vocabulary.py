@@ -245,7 +245,7 @@ def _read_file(path: str, variant: str | None) -> tuple[str, str, ClassList, boo
     elif ending == "json":
         listed = parse_value(load_json(text, path), path, variant)
     elif ending in _JSON_LINES:
-        lines = enumerate(text.splitlines(), start=1)
+        lines = enumerate(text.split("\n"), start=1)  # not at U+2028, which JSON leaves as it is
         items = [load_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
         listed = parse_value(items, path, variant)
     elif variant is not None:

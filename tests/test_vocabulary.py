@@ -126,6 +126,7 @@ def test_yaml_files(tmp_path: Path, text: str, names: tuple[str, ...], queries: 
     [
         ("a.jsonl", '{"name": "cat", "synonyms": ["kitten"]}\n\n{"name": "dog"}\n'),
         ("a.ndjson", '"cat: kitten"\r\n"dog"\r\n'),
+        ("a.jsonl", '{"name": "cat", "synonyms": ["kitten"], "note": "a\u2028b\x85c"}\n"dog"\n'),
         ("a.csv", "sep=;\r\nname;synonyms\r\ncat;kitten\r\ndog;\r\n"),
         ("a.csv", "sep=,\nname,synonyms\ncat,kitten\ndog,\n"),
     ],

@@ -58,7 +58,7 @@ def open_run(path: str | PathLike[str], storage_options: StorageOptions | None =
     with explained(uri):
         try:
             stored = fs.cat_file(f"{root}/run.json")
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise SettingError(explain_missing(fs, root, uri)) from None
     record, planned = parse_record(stored, uri)
     return Run(uri, root, record, planned, storage_options)
