@@ -205,7 +205,8 @@ def http_status(error: BaseException) -> int | None:
 def why_failed(error: BaseException) -> str:
     """What an exception of any store means, in a few words that hold nothing that a server has sent but its status.
 
-    Whatever a server says may be the content of a file that the address was not meant to reach.
+    Whatever a server says may be the content of a file that the address was not meant to reach. The name that S3 has
+    for the error is told beside the status: its endpoint is the user's choice, whatever a list says.
     """
     if isinstance(error, OSError) and error.strerror and not _is_answer(error):
         return error.strerror
@@ -214,7 +215,8 @@ def why_failed(error: BaseException) -> str:
     status = answered_status(error)
     failure = store_failure(error)
     if status is not None and failure != "truncated":
-        return f"the server answers {status}{_phrase(status)}"
+        words = ", ".join(filter(None, [_phrase(status), _s3_code(error)]))
+        return f"the server answers {status}" + (f" ({words})" if words else "")
     if isinstance(error, (TruncatedError, TimeoutError, asyncio.TimeoutError)) and str(error):
         return str(error)
     return f"{_FAILURE_WORDS.get(failure, 'it cannot be read')} ({type(error).__name__})"
@@ -237,9 +239,18 @@ def is_redirect_astray(error: BaseException) -> bool:
 
 def _phrase(status: int) -> str:
     try:
-        return f" ({http.HTTPStatus(status).phrase})"
+        return http.HTTPStatus(status).phrase
     except ValueError:
         return ""
+
+
+def _s3_code(error: BaseException) -> str:
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, Mapping):  # botocore
+            code = str(response.get("Error", {}).get("Code", ""))
+            return code if re.fullmatch("[A-Z][A-Za-z]{2,40}", code) else ""
+    return ""
 
 
 def answered_status(error: BaseException) -> int | None:
