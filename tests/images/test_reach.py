@@ -522,7 +522,7 @@ def test_what_a_bucket_explains_is_not_quoted(code: str, web: Site) -> None:
     with pytest.raises(ImageError) as caught:
         Fetcher({"s3": {"endpoint_url": web.uri("")}}, attempts=1).fetch("s3://bucket/a.jpg")
     assert not _quotes(caught.value.reason)
-    assert "the server answers 412 (Precondition Failed)" in caught.value.reason
+    assert f"the server answers 412 (Precondition Failed, {code})" in caught.value.reason
 
 
 @pytest.mark.parametrize("data", [SECRET, b"\x93" + SECRET, b"{" + SECRET, bytes(range(128, 255)) + SECRET, b"GIF9"])
