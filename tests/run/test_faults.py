@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +26,6 @@ from ovss_ray.run import engines
 from ovss_ray.run.driver import run_job
 from ovss_ray.run.summary import RunSummary
 from ovss_ray.spec import JobSpec
-from tests.processes import kill_tree
 from tests.run.conftest import draw_photos
 from tests.run.faulty import METHOD, draw_fault
 
@@ -142,66 +140,41 @@ def small_cgroup() -> Iterator[Path]:
         yield group
 
 
-@pytest.fixture
-def little_memory() -> Iterator[None]:
-    """A Ray that takes a control group of 6 GB for its machine, and ends workers when 2.7 GB of it are in use."""
+def test_an_image_that_takes_the_memory_of_the_node_is_found_among_workers_that_rays_monitor_kills(
+    spec_of: Callable[..., JobSpec], folder: Path
+) -> None:
+    """Ray takes a control group of 6 GB for its machine, and ends workers when 2.7 GB of it are in use."""
     import psutil
 
     if psutil.virtual_memory().available < 6 * 2**30:
         pytest.skip("takes 6 GB of memory")
-    with control_group(6 * 2**30) as group, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        # Ray looks at the root of all control groups, as it is in a container: that is ours in a mount namespace.
-        script = 'mount --bind "$1" "$2"; echo $$ > "$2/cgroup.procs"; shift 2; exec "$@"'
-        ray_start = ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "2", "--port", str(port)]
-        options = ["--include-dashboard", "false", "--object-store-memory", str(100 * 2**20)]
-        settings = {"memory_usage_threshold": "0.45", "memory_monitor_refresh_ms": "50", "AUTH_MODE": "disabled"}
-        in_namespace = ["unshare", "--mount", "sh", "-euc", script, "sh", str(group), str(group.parent)]
-        process = subprocess.Popen(
-            [*in_namespace, sys.executable, *ray_start, *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {f"RAY_{name}": value for name, value in settings.items()},
-        )
-        try:
-            wait_for(lambda: is_open(port))
-            ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
-            yield
-            ray.shutdown()
-        finally:
-            kill_tree(process.pid)
-            process.wait()
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-@pytest.mark.usefixtures("little_memory")
-def test_an_image_that_takes_the_memory_of_the_node_is_found_among_workers_that_rays_monitor_kills(
-    spec_of: Callable[..., JobSpec], folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
     for path in sorted(folder.rglob("*.jpg"))[7:]:
         path.unlink()
     draw_fault(folder / "a" / "0000x", "grow")
     spec = spec_of(workers=2, shard_size=4, batch_size=1)
-    with caplog.at_level("INFO", logger="ovss_ray"):
-        summary = run_job(spec)
-    assert summary.statuses == {"ok": 7, "out_of_memory": 1}
+    flags = ["--workers", "2", "--cpus-per-worker", "1", "--shard-size", "4", "--batch-size", "1"]
+    job = [spec.input, spec.run, "--classes", "cat,dog", "--clip", spec.clip, "--templates", "single", *flags]
+    # Ray looks at the root of all control groups, as it is in a container: that is ours in a mount namespace.
+    script = 'mount --bind "$1" "$2"; echo $$ > "$2/cgroup.procs"; shift 2; exec "$@"'
+    command = [sys.executable, "-m", "ovss_ray", "label", *job, "--method", METHOD]
+    monitor = {"RAY_memory_usage_threshold": "0.45", "RAY_memory_monitor_refresh_ms": "50"}
+    with control_group(6 * 2**30) as group:
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-euc", script, "sh", str(group), str(group.parent), *command],
+            env=os.environ | monitor, stderr=subprocess.PIPE, text=True, timeout=400,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(Path(spec.run, "summary.json").read_text())
+    assert summary["statuses"] == {"ok": 7, "out_of_memory": 1}
     status, error = outcome(spec.run)["0000x.png"]
     assert status == "out_of_memory"
     assert error is not None
     assert "was killed because the memory of its node ran out" in error
-    assert summary.session is not None
-    assert summary.session["worker_deaths"]["out_of_memory"] >= 3
-    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert summary["session"]["worker_deaths"]["out_of_memory"] >= 3
     # Whom Ray ends decides whether the image is found while both work, or one alone; `test_scheduler.py` has all cases.
-    limited = "killed for want of memory: 1 worker is used from now on" in said
-    assert summary.session.get("workers_limited_to") == (1 if limited else None)
-    assert ("the memory is found: 2 workers are used again" in said) == limited
+    limited = "killed for want of memory: 1 worker is used from now on" in done.stderr
+    assert summary["session"]["workers_limited_to"] == (1 if limited else None)
+    assert ("the memory is found: 2 workers are used again" in done.stderr) == limited
 
 
 def test_what_the_kernel_ends_for_want_of_memory_is_told_as_such(
