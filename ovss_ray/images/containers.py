@@ -200,16 +200,12 @@ class ContainerReader:
             with listing(uri):
                 fs, path = self._open(uri)
                 with open_inventory_file(fs, path, uri, inventory) as table:
-                    yield from self._objects(CurrentObjects(table, inventory), uri)
+                    yield from self._rows(CurrentObjects(table, inventory), uri, of_inventory=True)
 
-    def _objects(self, table: Table, source: str) -> Iterator[ImageRef | Container]:
+    def _rows(self, table: Table, source: str, *, of_inventory: bool = False) -> Iterator[ImageRef | Container]:
         columns = find_columns(table.columns, source, self._wanted)
-        if not columns.is_inventory:  # of what else it names, nobody could tell later that it stood here
+        if of_inventory and not columns.is_inventory:  # of what else it names, nobody could tell that it stood here
             raise InputError(f"{source} is no file of an S3 Inventory: it is read by its columns bucket and key alone")
-        return self._rows(table, source)
-
-    def _rows(self, table: Table, source: str) -> Iterator[ImageRef | Container]:
-        columns = find_columns(table.columns, source, self._wanted)
         refs = read_rows(table, columns, source)
         if not columns.is_inventory:
             return refs

@@ -17,7 +17,7 @@ import fsspec
 from ovss_ray.errors import ImageError, SettingError
 from ovss_ray.images.addresses import LONGEST_ADDRESS
 from ovss_ray.images.backoff import try_often
-from ovss_ray.images.downloads import NoRoomError, Wish, download, read_local, too_large
+from ovss_ray.images.downloads import NoRoomError, Wish, all_room, download, read_local, too_large
 from ovss_ray.images.drivers import call_within, open_bounded, wait_within
 from ovss_ray.images.limits import DEFAULT_MAX_BYTES
 from ovss_ray.images.list_files import resolver
@@ -104,7 +104,7 @@ class Fetcher:
         etag: str | None = None,
         header_bytes: int | None = None,
         reach: Reach = USERS_WORD,
-        room: Callable[[int], bool] = lambda _: True,
+        room: Callable[[int], bool] = all_room,
     ) -> bytes:
         """Read one image whole, as it was planned.
 
@@ -136,8 +136,7 @@ class Fetcher:
     def _often(self, uri: str, reach: Reach, read: Callable[[], T]) -> T:
         if not uri:
             raise ImageError("not_found", "the list names no image in this row")
-        if len(uri) > LONGEST_ADDRESS:  # before a message is made of it
-            raise _too_long()
+        _check_length(uri)
         try:
             with _under(reach):
                 return try_often(
@@ -191,8 +190,7 @@ class Fetcher:
         if not cell.path:
             raise ImageError("not_found", "the row of the Parquet file holds neither bytes nor a path")
         uri = resolver(member.file)(cell.path)
-        if len(uri) > LONGEST_ADDRESS:
-            raise _too_long()
+        _check_length(uri)
         with _under(_REACH.get().inside(member.file)):
             return self._read_in_turn(uri, Wish(max_bytes=self.max_bytes, room=room))
 
@@ -290,8 +288,10 @@ def _under(reach: Reach) -> Iterator[None]:
         _REACH.reset(token)
 
 
-def _too_long() -> ImageError:
-    return ImageError("fetch_failed", f"not a usable address: more than {LONGEST_ADDRESS} characters")
+def _check_length(uri: str) -> None:
+    """Before a message is made of an address."""
+    if len(uri) > LONGEST_ADDRESS:
+        raise ImageError("fetch_failed", f"not a usable address: more than {LONGEST_ADDRESS} characters")
 
 
 def _check_reach(uri: str) -> None:

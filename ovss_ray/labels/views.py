@@ -62,7 +62,7 @@ class ShardViews:
         self._folder = glob.escape(shards)
         if shards != storable(shards):
             self.connection.register_filesystem(_OddFolder(fs, shards))
-            self._folder = f"{_OddFolder.protocol}://shards"
+            self._folder = f"{_OddFolder.PROTOCOL}://shards"
         elif "file" not in _protocols(fs):
             self.connection.register_filesystem(_ExactReads(fs))
             self._folder = f"{_protocols(fs)[0]}://{self._folder}"
@@ -214,11 +214,11 @@ class _ExactReads(fsspec.AbstractFileSystem):  # type: ignore[misc]
 class _OddFolder(_ExactReads):
     """The files of one local folder whose name is not UTF-8: under another name, because DuckDB takes text only."""
 
-    protocol = "odd"
+    PROTOCOL = "odd"
 
     def __init__(self, fs: fsspec.AbstractFileSystem, folder: str) -> None:
         super().__init__(fs)
-        self.protocol = _OddFolder.protocol
+        self.protocol = self.PROTOCOL
         self._folder = folder
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> Any:

@@ -8,7 +8,7 @@ again.
 Shards that such a worker held are tried again on the first node that this happened on, and nowhere else: there one
 place after the other gets empty, until the worker with the image is alone. So an image costs as many workers as one
 node has, and the four deaths by which it is found, however many nodes there are. (At the end of a run, when places are
-free everywhere, each of the four may have to be had on another node.)
+free everywhere, each of the four may have to be had on another node, and nodes that were emptied may fill up again.)
 """
 
 from __future__ import annotations
